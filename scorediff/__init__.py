@@ -1,0 +1,1 @@
+"""Score-based generative models in JAX, with measured correctness."""

@@ -1,0 +1,53 @@
+"""DDIM and DDPM's ancestral sampling, for any (alpha, sigma).
+
+Both draw from q(x' | x, x0) with x0 replaced by its estimate. That posterior has variance sigma'^2
+(1 - r^2) with r = (alpha/sigma) / (alpha'/sigma'), primes marking the end of a step; r = e^-h in
+the logSNR step h. r = 0 at alpha = 0, so every coefficient is finite there.
+"""
+
+import math
+
+from scorediff.errors import UserError
+from scorediff.solvers.grid import Grid, Node
+from scorediff.solvers.table import Row, StepTable, denoise_to_data, linear, make_table
+
+
+def ddim(grid: Grid, *, eta: float = 0.0) -> StepTable:
+    """DDIM (Song et al., arXiv 2010.02502, eq. 12): eta = 0 is the ODE, eta = 1 ancestral sampling.
+
+    x' = alpha' x0_hat + sqrt(sigma'^2 - s^2) eps_hat + s z,   s = eta sigma' sqrt(1 - r^2)   (their
+    eq. 16)
+    """
+    if not 0 <= eta <= 1:
+        raise UserError(f"ddim: eta must be in [0, 1], got {eta}")
+
+    def step(now: Node, new: Node) -> Row:
+        if new.is_data:
+            return denoise_to_data(now)
+        s = eta * new.sigma * math.sqrt(1 - snr_root_ratio(now, new) ** 2)
+        keep = math.sqrt(new.sigma**2 - s**2) / now.sigma
+        return Row(now, e=linear(e=keep, m=(new.alpha - keep * now.alpha,), z=s))
+
+    return make_table([step(*nodes) for nodes in grid.steps()], grid.nodes[-1])
+
+
+def ancestral(grid: Grid) -> StepTable:
+    """DDPM's sampler with the posterior variance (Ho et al., arXiv 2006.11239, eq. 6 and 7).
+
+    x' = mean of q(x' | x, x0_hat) + sigma' sqrt(1 - r^2) z
+    """
+
+    def step(now: Node, new: Node) -> Row:
+        if new.is_data:
+            return denoise_to_data(now)
+        r = snr_root_ratio(now, new)
+        toward_x = r * new.sigma / now.sigma
+        toward_x0 = new.alpha * (1 - r**2)
+        return Row(now, e=linear(e=toward_x, m=(toward_x0,), z=new.sigma * math.sqrt(1 - r**2)))
+
+    return make_table([step(*nodes) for nodes in grid.steps()], grid.nodes[-1])
+
+
+def snr_root_ratio(now: Node, new: Node) -> float:
+    """r = (alpha/sigma) / (alpha'/sigma'), in [0, 1)."""
+    return (now.alpha * new.sigma) / (now.sigma * new.alpha)

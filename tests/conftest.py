@@ -1,0 +1,18 @@
+"""Settings of the whole suite: a lasting compilation cache, and float64 on request."""
+
+import os
+from pathlib import Path
+
+# In the environment, so that the processes a test starts share the cache.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def x64():
+    """Float64 in JAX for the length of one test."""
+    with jax.enable_x64(True):
+        yield

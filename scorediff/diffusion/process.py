@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorediff.types import Array, Key
+from scorediff.types import Array
 
 _HOST_BLOCK = (
     64  # host evaluations are padded to multiples of this, so that they share compilations
@@ -143,11 +143,6 @@ class Process:
     def host_when(self, alpha, sigma) -> np.ndarray:
         """`when` for ratios [n], in float64 NumPy."""
         return _on_host(_compiled(self, "when"), alpha, sigma)
-
-    def prior(self, keys: Key, shape: tuple[int, ...]) -> Array:
-        """What sampling starts from at t_max: N(0, sigma^2), one draw per key, [b, *shape]."""
-        scale = float(self.host(np.array([self.t_max])).sigma[0])
-        return scale * jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
 @functools.lru_cache(maxsize=256)

@@ -25,6 +25,7 @@ class Evaluation(NamedTuple):
 
 
 Trace = Callable[[Evaluation], Any]
+Solver = Callable[[Grid], StepTable]
 
 
 def sample_keys(key: Key, indices: Array) -> Key:
@@ -32,9 +33,15 @@ def sample_keys(key: Key, indices: Array) -> Key:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
 
 
-def sample_prior(process: Process, keys: Key, shape: tuple[int, ...]) -> Array:
-    """The noise that sampling starts from, [b, *shape], from each sample's own key."""
-    return process.prior(_stream(keys, _PRIOR), shape)
+def sample_prior(table: StepTable, keys: Key, shape: tuple[int, ...]) -> Array:
+    """What sampling starts from, N(0, sigma^2) at the table's first node, [b, *shape] float32.
+
+    The data's share alpha x0 of the true marginal is left out, as is usual: alpha is small there.
+    """
+    scale, churn = table.start[0], table.start[1]
+    sigma = jnp.sqrt(table.sigma[0] ** 2 - churn**2) / scale  # before the first row's churn
+    draw = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))
+    return jnp.asarray(sigma, jnp.float32) * draw(_stream(keys, _PRIOR))
 
 
 def sample(
@@ -95,7 +102,7 @@ class Sampler:
     (Heun to data spends an odd number). The table's `nfe` is what is really spent.
     """
 
-    solver: Callable[[Grid], StepTable]
+    solver: Solver
     grid: Spacing = logsnr
     nfe: int = 20
     to_data: bool = True

@@ -172,11 +172,6 @@ def test_float32_stays_close_to_the_host():
         np.testing.assert_allclose(single.sigma, exact.sigma, rtol=2e-4)
 
 
-def test_prior_has_the_scale_of_the_last_sigma():
-    x = VE().prior(jax.random.split(jax.random.key(0), 4000), (2,))
-    np.testing.assert_allclose(np.std(x), 50, rtol=0.05)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -182,7 +182,15 @@ def denoiser(process=None):
 
 def drawn(process, n=8, seed=0):
     keys = sample_keys(jax.random.key(seed), jnp.arange(n))
-    return keys, sample_prior(process, keys, (2,))
+    return keys, sample_prior(ddim(make_grid(process, uniform, 2)), keys, (2,))
+
+
+def test_prior_has_the_scale_of_the_first_node():
+    keys = sample_keys(jax.random.key(0), jnp.arange(4000))
+    for solver in (ddim, partial(heun, churn=100.0)):
+        table = solver(make_grid(VE(), uniform, 4, t_start=0.8))
+        x = sample_prior(table, keys, (2,))
+        np.testing.assert_allclose(np.std(x), 0.01 * 5000**0.8, rtol=0.05)
 
 
 def test_one_compilation_for_all_solvers_of_equal_nfe():

@@ -1,0 +1,288 @@
+"""The one place where a config becomes wired objects, and what one does with them.
+
+A config has these fields; configs/digits.py is the one to read:
+
+    name, seed
+    data        shape of one x0, and a `Pipeline`
+    denoiser    a `Denoiser`: network, process, target
+    loss        what `DenoisingLoss` takes beside the denoiser
+    optimizer   an optax transformation
+    ema         averaged parameters by name
+    train       a `Plan`: steps, how often what happens, how the work is laid out
+    solver      a solver of `scorediff.solvers`; `compare` has more of them, by name
+    sampling    a `Sampling`: grid, budget, guidance, which parameters
+    evaluation  an evaluator
+"""
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from scorediff.config import build, describe_node, to_json
+from scorediff.data.pipeline import Pipeline
+from scorediff.diffusion import Denoiser, DenoisingLoss
+from scorediff.errors import UserError
+from scorediff.evaluation import pictures
+from scorediff.evaluation.evaluators import Evaluator, Run
+from scorediff.evaluation.generate import Generator, Sampling, save_samples
+from scorediff.evaluation.report import write_report
+from scorediff.evaluation.result import Result, append_result, git_revision, hash_json
+from scorediff.solvers.sample import Solver
+from scorediff.training import mesh as meshes
+from scorediff.training.checkpoint import Checkpoints
+from scorediff.training.ema import EMAProfile
+from scorediff.training.files import JsonLines
+from scorediff.training.hooks import Every, Hook, LogMetrics
+from scorediff.training.loop import fit
+from scorediff.training.metrics import MetricLog
+from scorediff.training.parallel import PMAP_AXIS, compile_step
+from scorediff.training.plan import Plan
+from scorediff.training.progress import Progress
+from scorediff.training.state import TrainState
+from scorediff.training.step import make_step
+from scorediff.training.stored import read_params
+from scorediff.training.workdir import Workdir, open_workdir
+from scorediff.types import Cond, Key, Params
+
+FIELDS = {
+    *("name", "seed", "data", "denoiser", "loss", "optimizer", "ema", "train"),
+    *("solver", "compare", "sampling", "evaluation"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The objects of a config, built when they are first asked for: sampling opens no data set."""
+
+    config: ConfigDict
+    packages: Sequence[str] = ()
+
+    def __post_init__(self):
+        wrong = FIELDS ^ set(self.config)
+        if wrong:
+            raise UserError(f"config: fields missing or unknown: {', '.join(sorted(wrong))}")
+
+    def _build(self, *path: str) -> Any:
+        node = functools.reduce(lambda node, key: node[key], path, self.config)
+        return build(node, packages=self.packages, path=".".join(("config", *path)))
+
+    @functools.cached_property
+    def denoiser(self) -> Denoiser:
+        return self._build("denoiser")
+
+    @functools.cached_property
+    def loss(self) -> DenoisingLoss:
+        return self._build("loss")(denoiser=self.denoiser)
+
+    @functools.cached_property
+    def pipeline(self) -> Pipeline:
+        return self._build("data", "pipeline")
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        return self._build("train")
+
+    @functools.cached_property
+    def sampling(self) -> Sampling:
+        return self._build("sampling")
+
+    @functools.cached_property
+    def evaluator(self) -> Evaluator:
+        return self._build("evaluation")
+
+    @functools.cached_property
+    def ema(self) -> dict[str, EMAProfile]:
+        return self._build("ema")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one x0."""
+        return tuple(self.config.data.shape)
+
+    def solvers(self) -> Iterator[tuple[ConfigDict, Solver]]:
+        """The nodes and solvers to measure, the config's own first."""
+        yield self.config.solver, self._build("solver")
+        for name in self.config.compare:
+            yield self.config.compare[name], self._build("compare", name)
+
+    @functools.cached_property
+    def generator(self) -> Generator:
+        return Generator(
+            denoiser=self.denoiser,
+            shape=self.shape,
+            null_cond=self.loss.null_cond,
+            guidance_scale=self.sampling.guidance_scale,
+            batch_size=self.sampling.batch_size,
+        )
+
+    def init_params(self, key: Key) -> Params:
+        """Initial parameters of the network."""
+        null: Cond = {k: jnp.full((1,), v) for k, v in self.loss.null_cond.items()} or None
+        return self.denoiser.init(key, jnp.zeros((1, *self.shape)), null)
+
+    def init_state(self, key: Key) -> TrainState:
+        """The train state before the first step."""
+        return TrainState.create(self.init_params(key), self._build("optimizer"), self.ema)
+
+    def step(self):
+        """The train step, not compiled."""
+        return make_step(
+            self.loss,
+            self._build("optimizer"),
+            self.ema,
+            accumulate=self.plan.accumulate,
+            axis_name=PMAP_AXIS if self.plan.mode == "pmap" else None,
+        )
+
+    def run(self, params: Params, solver: Solver) -> Run:
+        """Parameters with one solver, ready to be sampled and measured."""
+        table = self.sampling.sampler(solver).table(self.denoiser.process)
+        return Run(self.generator, params, table)
+
+    def check_data(self) -> None:
+        """UserError where the data set's examples do not fit the config's shape."""
+        batch = self.pipeline.batch(0)
+        found = jax.eval_shape(self.loss.to_x0, batch).shape[1:]
+        if found != self.shape:
+            raise UserError(f"config.data.shape is {self.shape}, but the data set has {found}")
+        missing = [key for key in self.loss.cond_keys if key not in batch]
+        if missing:
+            raise UserError(f"config.loss.cond_keys: the data set has no {', '.join(missing)}")
+
+
+def train(experiment: Experiment, workdir: str | Path) -> None:
+    """Train to the end of the plan, going on from the newest checkpoint of the run folder."""
+    plan = experiment.plan
+    experiment.check_data()
+    mesh = meshes.make_mesh(fsdp=plan.fsdp)
+    abstract = meshes.abstract_state(experiment.init_state, mesh)
+    step = compile_step(experiment.step(), mesh, abstract, mode=plan.mode)
+    folder = open_workdir(workdir, to_json(experiment.config))  # last: a wrong config leaves none
+    checkpoints = Checkpoints(
+        folder.checkpoints,
+        keep_last=plan.keep_last,
+        keep_every=plan.keep_every,
+        pipeline=experiment.pipeline.fingerprint(),
+    )
+    init_key, root_key = jax.random.split(jax.random.key(experiment.config.seed))
+    state = checkpoints.restore_latest(abstract)
+    if state is None:
+        state = meshes.initialise(experiment.init_state, init_key, abstract)
+    else:
+        print(f"going on from step {int(state.step)} of {folder.path}")
+    log = MetricLog(folder)
+    fit(
+        step,
+        state,
+        _batches(experiment.pipeline),
+        steps=plan.steps,
+        root_key=root_key,
+        hooks=_hooks(experiment, folder, log),
+        checkpoints=checkpoints,
+        save_every=plan.save_every,
+        log=log,
+        patience=plan.patience,
+        progress=Progress(plan.steps),
+    )
+    draw_loss(folder)
+
+
+def _batches(pipeline: Pipeline):
+    return functools.partial(
+        pipeline.batches, process_index=jax.process_index(), process_count=jax.process_count()
+    )
+
+
+def _hooks(experiment: Experiment, folder: Workdir, log: MetricLog) -> list[Hook]:
+    plan, ema = experiment.plan, experiment.sampling.ema
+    _, solver = next(experiment.solvers())
+
+    def run(state: TrainState) -> Run:
+        return experiment.run(state.params if ema is None else state.ema[ema], solver)
+
+    def draw(step: int, state: TrainState, metrics) -> None:
+        path = folder.samples / f"step_{step:08d}.png"
+        experiment.evaluator.picture(run(state), path)
+        log.image(step, "samples", np.asarray(Image.open(path).convert("RGB")))
+
+    def measure(step: int, state: TrainState, metrics) -> None:
+        numbers = experiment.evaluator.measure(run(state)).numbers
+        log.scalars(step, {f"evaluation/{name}": n.mean for name, n in numbers.items()})
+
+    hooks: list[Hook] = [LogMetrics(every=plan.log_every, log=log)]
+    if plan.sample_every is not None:
+        hooks.append(Every(every=plan.sample_every, action=draw))
+    if plan.evaluate_every is not None:
+        hooks.append(Every(every=plan.evaluate_every, action=measure))
+    return hooks
+
+
+def load(experiment: Experiment, workdir: str | Path) -> tuple[Params, int]:
+    """The parameters that the config samples from, and their step."""
+    mesh = meshes.make_mesh()
+    abstract = meshes.lay_out(jax.eval_shape(experiment.init_params, jax.random.key(0)), mesh)
+    checkpoints = Path(workdir) / "checkpoints"
+    return read_params(checkpoints, abstract, profile=experiment.sampling.ema)
+
+
+def sample(experiment: Experiment, workdir: str | Path, *, n: int, seed: int, out: Path) -> int:
+    """Draw n samples of a trained run into the npz file `out`; returns the NFE of each."""
+    params, _ = load(experiment, workdir)
+    _, solver = next(experiment.solvers())
+    run = experiment.run(params, solver)
+    save_samples(out, run.draw(n, seed))
+    return run.table.nfe
+
+
+def evaluate(experiment: Experiment, workdir: str | Path) -> list[Result]:
+    """Measure a trained run with each of its solvers; adds to results.jsonl, draws, reports."""
+    params, step = load(experiment, workdir)
+    folder = Workdir(Path(workdir).absolute())
+    results = []
+    for node, solver in experiment.solvers():
+        run = experiment.run(params, solver)
+        result = _result(experiment, node, run, step)
+        append_result(folder.path / "results.jsonl", result)
+        results.append(result)
+        if len(results) == 1:
+            experiment.evaluator.draw(run, folder.path)
+    write_report(folder.path)
+    return results
+
+
+def draw_loss(folder: Workdir) -> None:
+    """Write loss.png from the metrics of a run."""
+    rows = [row for row in JsonLines(folder.metrics).rows() if row.get("loss") is not None]
+    if rows:
+        steps, losses = zip(*((row["step"], row["loss"]) for row in rows), strict=True)
+        pictures.loss_curve(folder.path / "loss.png", steps, losses)
+
+
+def _result(experiment: Experiment, node: ConfigDict, run: Run, step: int) -> Result:
+    measured = experiment.evaluator.measure(run)
+    solver, arguments = describe_node(node)
+    grid, grid_arguments = describe_node(experiment.config.sampling.grid)
+    inner = ", ".join(f"{name}={value}" for name, value in grid_arguments.items())
+    text = to_json(experiment.config)
+    return Result(
+        name=experiment.config.name,
+        config_hash=hash_json(json.loads(text)),
+        revision=git_revision(),
+        step=step,
+        ema=experiment.sampling.ema or "none",
+        solver=solver,
+        solver_args=arguments,
+        grid=f"{grid}({inner})" if inner else grid,
+        nfe=run.table.nfe,
+        guidance_scale=experiment.sampling.guidance_scale,
+        **measured._asdict(),
+    )

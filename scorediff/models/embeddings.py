@@ -1,0 +1,87 @@
+"""What the network is told beside the image: the noise level, the class, and where a token sits.
+
+All of it is computed in float32 whatever the network computes in: a bfloat16 phase of a sinusoid
+would confuse neighbouring noise levels (8 bits of mantissa tell 1000 from 1004, not from 1001).
+"""
+
+import math
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from scorediff.errors import UserError
+from scorediff.types import Array, Cond
+
+MAX_PERIOD = 10_000.0
+
+
+def island(dtype) -> jnp.dtype:
+    """The type of the numbers that must not be coarse: float32, or wider if the network is."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def frequencies(half: int) -> np.ndarray:
+    """Angular frequencies 10000^(-i / half), i = 0 .. half - 1, float64 [half].
+
+    As in DiT and ADM. Some ports divide by half - 1, which is another network (Vaswani et al.,
+    arXiv 1706.03762, section 3.5, has i / half too).
+    """
+    return np.exp(-math.log(MAX_PERIOD) * np.arange(half) / half)
+
+
+def sinusoid(position: Array, dim: int) -> Array:
+    """cos then sin of position times each frequency: [b] -> [b, dim], at least float32."""
+    if dim % 2:
+        raise UserError(f"a sinusoidal embedding needs an even width, got {dim}")
+    position = position.astype(island(position.dtype))
+    phase = position[:, None] * jnp.asarray(frequencies(dim // 2), position.dtype)[None, :]
+    return jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
+
+
+def grid_sincos(height: int, width: int, dim: int) -> np.ndarray:
+    """Fixed 2-D positions of row-major tokens, float64 [height * width, dim].
+
+    The first half of the channels tells the column, the second the row, each sin then cos
+    (He et al., arXiv 2111.06377, as DiT uses it). No parameters.
+    """
+    if dim % 4:
+        raise UserError(f"2-D sin-cos positions need a width divisible by 4, got {dim}")
+    row, column = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    halves = []
+    for position in (column, row):
+        phase = position.reshape(-1, 1) * frequencies(dim // 4)[None, :]
+        halves += [np.sin(phase), np.cos(phase)]
+    return np.concatenate(halves, axis=-1)
+
+
+class Conditioning(nn.Module, kw_only=True):
+    """Noise level [b] and class -> one vector a sample [b, width], at least float32.
+
+    The noise level goes through a sinusoid and a two-layer perceptron (DDPM, appendix B); a class
+    is a row of a table, added. Row `num_classes` is the null class, which also stands in where no
+    label is given. A label above it comes out as NaN, never as another class.
+    A network without classes ignores labels.
+    """
+
+    features: int
+    width: int
+    num_classes: int | None = None
+    dtype: str = "float32"
+    kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    label_init: nn.initializers.Initializer = nn.initializers.normal(1.0)
+
+    @nn.compact
+    def __call__(self, noise: Array, cond: Cond) -> Array:
+        dense = partial(
+            nn.Dense, self.width, dtype=island(self.dtype), kernel_init=self.kernel_init
+        )
+        c = dense(name="noise_in")(sinusoid(noise, self.features))
+        c = dense(name="noise_out")(nn.silu(c))
+        if self.num_classes is None:
+            return c
+        null = jnp.full(noise.shape, self.num_classes, jnp.int32)
+        label = null if cond is None or "label" not in cond else cond["label"]
+        rows = self.num_classes + 1
+        return c + nn.Embed(rows, self.width, embedding_init=self.label_init, name="label")(label)

@@ -34,18 +34,17 @@ def get_config(variant: str = "full") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.shape = (8, 8, 1)
-    config.data.pipeline = spec(Pipeline, source=spec(TFDS, name="digits"), batch_size=128)
+    config.data.pipeline = spec(Pipeline, source=spec(TFDS, name="digits"), batch_size=64)
 
     config.denoiser = spec(
         Denoiser,
         network=spec(
             UNet,
-            channels=48,
+            channels=24,
             multipliers=(1, 2),
-            blocks=2,
+            blocks=1,
             attention=(4,),
             heads=2,
-            dropout=0.1,
             num_classes=CLASSES,
             scale_shift=True,
         ),
@@ -62,13 +61,13 @@ def get_config(variant: str = "full") -> ConfigDict:
         drop_rate=0.1,
     )
 
-    config.train = spec(Plan, steps=4000, save_every=500, sample_every=1000)
+    config.train = spec(Plan, steps=1600, save_every=400, sample_every=800)
     config.optimizer = spec(
         adamw,
         learning_rate=spec(
             optax.warmup_cosine_decay_schedule,
             init_value=0.0,
-            peak_value=1e-3,
+            peak_value=2e-3,
             warmup_steps=100,
             decay_steps=config.train.get_ref("steps"),
         ),

@@ -1,7 +1,8 @@
-"""Measures a trained run with each of its solvers: python -m experiments.evaluate --workdir=runs/digits
+"""Measures a trained run with each of its solvers, draws it and writes its report.
 
-Adds to results.jsonl, draws pictures, and writes report.html. The config is the run's own; overrides
-try another solver or guidance on it.
+python -m experiments.evaluate --workdir=runs/digits
+
+Adds to results.jsonl. The config is the run's own; overrides try another solver or guidance on it.
 """
 
 from collections.abc import Sequence

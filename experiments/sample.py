@@ -1,4 +1,6 @@
-"""Samples a trained run: python -m experiments.sample --workdir=runs/digits --n=100 --out=digits.npz
+"""Samples a trained run.
+
+python -m experiments.sample --workdir=runs/digits --n=100 --out=digits.npz
 
 The config is the run's own; overrides try another solver, as --config.solver=heun.
 """

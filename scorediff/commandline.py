@@ -10,14 +10,18 @@ if __name__ == "__main__":
 """
 
 import argparse
+import contextlib
 import errno
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from scorediff.errors import StorageError, UserError
 from scorediff.fields import nearest
 
+BUG, INTERRUPTED = 70, 130
 _OVERRIDE = "--config."
 _FLAGS = {
     "config": {"metavar": "FILE[:VARIANT]", "help": "a config file, or a run's config.json"},
@@ -108,7 +112,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     """Calls main(argv) and ends the process: the one place where mistakes become exit codes.
 
     A UserError is one line and its own code, an interrupt 130, a disk that is full or cannot be
-    written 74. Any other exception is a bug of ours and keeps its traceback.
+    written 74, and any other exception a traceback and 70: a bug of ours.
     """
     try:
         code = main(sys.argv[1:] if argv is None else argv) or 0
@@ -117,14 +121,34 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         code = _complain(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
-    except OSError as error:
-        if error.errno not in _ADVICE:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        code = _complain(StorageError(f"{where}{error.strerror}; {_ADVICE[error.errno]}"))
+        code = INTERRUPTED
+    except Exception as error:
+        code = _explain(error)
+    _leave(code)
+
+
+def _explain(error: Exception) -> int:
+    """What the disk refused as one line; anything else with its traceback."""
+    if not isinstance(error, OSError) or error.errno not in _ADVICE:
+        traceback.print_exc()
+        return BUG
+    where = f"{error.filename}: " if error.filename else ""
+    return _complain(StorageError(f"{where}{error.strerror}; {_ADVICE[error.errno]}"))
+
+
+def _leave(code: int) -> NoReturn:
+    """After a failure the process ends at once.
+
+    An ordinary exit would join the threads of libraries that may be waiting for a disk or for each
+    other: measured to hang for 300 s, and to lose the checkpoint being written. `fit` has waited
+    for that one by then.
+    """
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     sys.stderr.flush()
-    sys.exit(code)
+    if code:
+        os._exit(code)
+    sys.exit(0)
 
 
 def _complain(error: UserError) -> int:

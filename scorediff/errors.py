@@ -1,8 +1,8 @@
 """What a user can get wrong, and the exit code each kind of trouble ends with.
 
 A `UserError` is shown as one line and nothing else; anything that is not a `UserError` is a bug of
-ours and keeps its traceback. The codes follow sysexits where it has a fitting one, so that a launcher
-can tell what is worth a retry: 2 and 65 never, 74 later, 75 at once.
+ours, keeps its traceback and ends with 70. The codes follow sysexits where it has a fitting one, so
+that a launcher can tell what is worth a retry: 2 and 65 never, 74 later, 75 at once.
 """
 
 

@@ -117,6 +117,11 @@ def test_a_mistyped_flag_is_one_line(argv, line):
 # Ending
 
 
+@pytest.fixture(autouse=True)
+def _exits_can_be_caught(monkeypatch):
+    monkeypatch.setattr(os, "_exit", sys.exit)
+
+
 def ended(main, capsys):
     with pytest.raises(SystemExit) as caught:
         commandline.run(main, [])
@@ -152,9 +157,16 @@ def test_an_interrupt_and_the_normal_end(capsys):
 
 
 @pytest.mark.parametrize("error", [ValueError("bug"), OSError(errno.ENOENT, "no", "f")])
-def test_a_bug_keeps_its_traceback(error):
-    with pytest.raises(type(error)):
-        commandline.run(raising(error), [])
+def test_a_bug_keeps_its_traceback(error, capsys):
+    code, text = ended(raising(error), capsys)
+    assert code == 70 and text.startswith("Traceback") and type(error).__name__ in text
+
+
+def test_a_failing_process_does_not_wait_for_its_threads(tmp_path):
+    body = "import threading, time; threading.Thread(target=time.sleep, args=(50,)).start(); 1 / 0"
+    before = time.monotonic()
+    assert start(tmp_path, "--config=a", "--workdir=w", body=body).returncode == 70
+    assert time.monotonic() - before < 30
 
 
 def test_a_mistake_in_a_real_process(tmp_path):
@@ -165,7 +177,7 @@ def test_a_mistake_in_a_real_process(tmp_path):
 
 def test_a_bug_in_a_real_process_shows_where(tmp_path):
     done = start(tmp_path, "--config=a", "--workdir=w", body="raise RuntimeError('ours')")
-    assert done.returncode == 1 and "Traceback" in done.stderr and "a w [] 3 []" in done.stdout
+    assert done.returncode == 70 and "Traceback" in done.stderr and "a w [] 3 []" in done.stdout
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

@@ -112,6 +112,7 @@ def test_no_function_is_longer_than_50_lines():
     long = [
         f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
         for path in FILES
+        if path.parent.name != "configs"  # a config is a description, read from top to bottom
         for node in ast.walk(tree_of(path))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         if node.end_lineno - node.lineno >= 50

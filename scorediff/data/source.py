@@ -151,3 +151,47 @@ class Draws:
     def _block(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng([self._source.seed, k])
         return self._source.distribution.sample_host(rng, BLOCK)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomImages:
+    """Uniform random pixels with labels in turn: for checking shapes and speed without a data set.
+
+    Example i is {"image": uint8 [*shape], "label": int32}, a pure function of (seed, i).
+    """
+
+    shape: tuple[int, ...]
+    classes: int = 10
+    size: int = 1000
+    seed: int = 0
+
+    def __post_init__(self):
+        if len(self.shape) != 3 or self.classes < 1 or self.size < 1:
+            raise UserError(
+                f"RandomImages: shape {self.shape} must be (height, width, channels), classes "
+                f"{self.classes} and size {self.size} > 0"
+            )
+
+    def open(self) -> "Pixels":
+        return Pixels(self)
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": "RandomImages", **dataclasses.asdict(self), "shape": list(self.shape)}
+
+
+class Pixels:
+    """The examples of `RandomImages`."""
+
+    def __init__(self, source: RandomImages):
+        self._source = source
+
+    def __len__(self) -> int:
+        return self._source.size
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        rng = np.random.default_rng([self._source.seed, int(index)])
+        image = rng.integers(0, 256, self._source.shape, np.uint8)
+        return {"image": image, "label": np.int32(index % self._source.classes)}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Mapping[str, Any]]:
+        return [self[i] for i in indices]

@@ -40,6 +40,11 @@ class RandomFlip:
         return {**example, self.key: example[self.key][:, ::-1]}
 
 
+def as_x0(batch: Batch, *, key: str = "x0") -> Array:
+    """batch[key] as it is, float32: x0 for the loss, of points that need no scaling."""
+    return jnp.asarray(batch[key], jnp.float32)
+
+
 def to_unit_range(
     batch: Batch, *, key: str = "image", low: float = 0.0, high: float = 255.0
 ) -> Array:

@@ -155,9 +155,9 @@ class ImageQuality:
 class PointQuality:
     """Points against the exact distribution that they were trained on.
 
-    The score error at a noise level is the root mean square of sigma (score_hat - score), over draws
-    of the exact x_t and over classes, null class included; 0 is perfect and 1 is as wrong as no model
-    at all. Levels are logSNR. It belongs to the network alone: no solver or guidance is in it.
+    The score error at a noise level is the root mean square of sigma (score_hat - score), over
+    draws of the exact x_t and over classes, null class included; 0 is perfect. Levels are logSNR.
+    It belongs to the network alone: no solver or guidance is in it.
     """
 
     distribution: ExactDistribution

@@ -9,6 +9,7 @@ import contextlib
 import logging as std_logging
 import pathlib
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -145,6 +146,7 @@ class Checkpoints:
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
             logging.get_absl_logger().addFilter(_not_said_by_orbax)
+            sys.unraisablehook = _unraisable
             last, every = self._keep
             kept = [policies.LatestN(last)] + ([policies.EveryNSteps(every)] if every else [])
             options = ocp.CheckpointManagerOptions(
@@ -197,3 +199,9 @@ class Checkpoints:
 def _not_said_by_orbax(record: std_logging.LogRecord) -> bool:
     """Its errors reach us as exceptions; logged as well, they bury the one line in tracebacks."""
     return record.levelno < std_logging.ERROR or "orbax" not in record.pathname
+
+
+def _unraisable(found) -> None:
+    """After a failed write, callbacks of tensorstore find Orbax's event loop closed: no news."""
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)

@@ -42,15 +42,12 @@ def fit(
 
     step_fn: a compiled step; uses up the state it is given.
     batches: start step -> iterator of host batches from that step on; closed at the end.
-    hooks: run in order at multiples of their `every` and at the last step. The checkpoint comes
-      last, so whatever a hook wrote for a step is there when that step can be returned to.
+    hooks: run in order at multiples of their `every` and at the last step; the checkpoint last.
     patience: skipped steps in a row after which the run counts as diverged.
 
     DivergedError, StorageError; Preempted after SIGTERM, SIGUSR1 or Ctrl-C, with the state saved.
     """
-    step = int(state.step)
-    if step > steps:
-        raise UserError(f"the checkpoint is at step {step}, past the {steps} steps asked for")
+    step = _first_step(state, steps)
     if checkpoints is not None:
         hooks = (*hooks, SaveCheckpoint(every=save_every, checkpoints=checkpoints))
     if log is not None:
@@ -75,6 +72,13 @@ def fit(
             if progress is not None:
                 progress.update(step, watch.latest)
     return state
+
+
+def _first_step(state: TrainState, steps: int) -> int:
+    step = int(state.step)
+    if step > steps:
+        raise UserError(f"the checkpoint is at step {step}, past the {steps} steps asked for")
+    return step
 
 
 def _run_hooks(

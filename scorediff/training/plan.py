@@ -12,8 +12,8 @@ class Plan:
 
     steps: to train, skipped ones included.
     log_every, save_every: steps between rows of metrics.jsonl, and between checkpoints.
-    sample_every, evaluate_every: steps between sample pictures, and between evaluations whose numbers
-      go into the metrics; None: only when the run is evaluated.
+    sample_every, evaluate_every: steps between sample pictures, and between evaluations whose
+      numbers go into the metrics; None: only when the run is evaluated.
     keep_last, keep_every: checkpoints kept: the newest, and every so many steps.
     accumulate: parts that a batch is worked through in, one after the other.
     mode, fsdp: "jit" on a mesh where `fsdp` devices share one copy of the state, or "pmap".

@@ -4,8 +4,6 @@ import io
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -170,31 +168,3 @@ def test_progress_elsewhere_is_quiet_but_for_the_end():
     bar.close()
     assert stream.getvalue().count("\n") == 1
     assert "50/50" in stream.getvalue()
-
-
-@pytest.mark.parametrize(
-    "body, code, said",
-    [
-        ("pass", 0, ""),
-        ("raise StorageError('cannot write x: No space left on device')", 74, "error: cannot w"),
-        ("raise KeyboardInterrupt", 130, "interrupted"),
-        ("threading.Thread(target=time.sleep, args=(60,)).start(); 1 / 0", 70, "Traceback"),
-    ],
-)
-def test_exit_of_a_command(body, code, said):
-    """In a process without jax; the last one leaves a thread behind that would hold it up."""
-    program = (
-        "import sys, threading, time\n"
-        "from scorediff.errors import StorageError\n"
-        "from scorediff.training.leave import leave_after\n"
-        f"def main():\n    print('out')\n    {body}\n"
-        "leave_after(main)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=30
-    )
-    assert done.returncode == code
-    assert done.stdout == "out\n"
-    assert done.stderr.startswith(said)
-    assert (len(done.stderr.splitlines()) > 1) == (code == 70)

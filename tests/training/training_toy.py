@@ -4,7 +4,6 @@ Run as a program it is a real training command: python training_toy.py WORKDIR [
 """
 
 import pathlib
-import sys
 import time
 
 import jax
@@ -12,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from scorediff import commandline
 from scorediff.errors import UserError
 from scorediff.training.checkpoint import Checkpoints
 from scorediff.training.ema import ConstantEMA, PowerEMA
 from scorediff.training.hooks import Every, LogMetrics
-from scorediff.training.leave import leave_after
 from scorediff.training.loop import fit
 from scorediff.training.mesh import abstract_state, initialise, make_mesh
 from scorediff.training.metrics import MetricLog
@@ -112,15 +111,15 @@ def train(workdir, steps=120, every=7, pause=0.0, poisoned=(), fail_at=-1, keep_
 
 
 def main():
-    def run():
-        given = dict(text.split("=") for text in sys.argv[2:])
+    def run(argv):
+        given = dict(text.split("=") for text in argv[1:])
         numbers = {name: float(value) for name, value in given.items()}
         if "unknown" in numbers:
             raise UserError("unknown option")
         whole = {n: v if n == "pause" else int(v) for n, v in numbers.items()}
-        train(pathlib.Path(sys.argv[1]), **whole)
+        train(pathlib.Path(argv[0]), **whole)
 
-    leave_after(run)
+    commandline.run(run)
 
 
 if __name__ == "__main__":

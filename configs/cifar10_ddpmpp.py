@@ -91,8 +91,10 @@ def get_config(variant: str = "full") -> ConfigDict:
 def make_tiny(config: ConfigDict) -> None:
     """A few steps on random images; every part is still there."""
     images = spec(RandomImages, shape=config.data.shape, classes=10, size=64)
-    config.data.pipeline.update(source=images, batch_size=4)
+    config.data.pipeline.source = images  # assigned: update() would merge the fields of the two
+    config.data.pipeline.batch_size = 4
     config.denoiser.network.update(channels=8, multipliers=(1, 2), blocks=1)
     config.train.update(steps=2, log_every=1, save_every=2, sample_every=2)
     config.sampling.update(nfe=2, batch_size=16)
-    config.evaluation.update(train=images, test=images, samples=16, seeds=(0,), classifier_steps=2)
+    config.evaluation.train = config.evaluation.test = images
+    config.evaluation.update(samples=16, seeds=(0,), classifier_steps=2)

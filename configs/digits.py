@@ -16,7 +16,7 @@ from scorediff.diffusion import Denoiser, DenoisingLoss, TimeSampler, VPCosine, 
 from scorediff.evaluation.evaluators import ImageQuality
 from scorediff.evaluation.generate import Sampling
 from scorediff.models import UNet
-from scorediff.solvers import ddim, dpmpp_multistep, heun, logsnr
+from scorediff.solvers import ancestral, ddim, dpmpp_multistep, heun, logsnr
 from scorediff.training.ema import WarmupEMA
 from scorediff.training.optimizers import adamw
 from scorediff.training.plan import Plan
@@ -40,7 +40,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         Denoiser,
         network=spec(
             UNet,
-            channels=24,
+            channels=16,
             multipliers=(1, 2),
             blocks=1,
             attention=(4,),
@@ -61,7 +61,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         drop_rate=0.1,
     )
 
-    config.train = spec(Plan, steps=1600, save_every=400, sample_every=800)
+    config.train = spec(Plan, steps=2000, save_every=500, sample_every=1000)
     config.optimizer = spec(
         adamw,
         learning_rate=spec(
@@ -75,7 +75,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.ema = {"main": spec(WarmupEMA, decay=0.999)}
 
     config.solver = bind(dpmpp_multistep)
-    config.compare = {"ddim": bind(ddim), "ancestral": bind(ddim, eta=1.0), "heun": bind(heun)}
+    config.compare = {"ancestral": bind(ancestral), "ddim": bind(ddim), "heun": bind(heun)}
     config.sampling = spec(Sampling, grid=bind(logsnr), nfe=20, guidance_scale=1.5, ema="main")
     config.evaluation = spec(
         ImageQuality,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from scorediff.diffusion import Denoiser
@@ -19,6 +18,7 @@ from scorediff.solvers import Sampler, StepTable, logsnr, sample, sample_keys, s
 from scorediff.solvers.grid import Spacing
 from scorediff.solvers.sample import Solver
 from scorediff.training.files import storing
+from scorediff.training.mesh import batch_sharding, make_mesh
 from scorediff.types import Array, Cond, DenoiseFn, Key, Params
 
 
@@ -87,29 +87,35 @@ class Generator:
             self.denoiser.bind(params), null_cond=self.null_cond, scale=self.guidance_scale
         )
 
-    def labels(self, n: int) -> np.ndarray | None:
-        """Every class in turn, [n]; None for an unconditional model."""
+    def labels(self, index: np.ndarray) -> np.ndarray | None:
+        """The class asked of each sample index [b], in turn; None for an unconditional model."""
         if "label" not in self.null_cond:
             return None
-        return np.arange(n, dtype=np.int32) % int(self.null_cond["label"])
+        return (index % int(self.null_cond["label"])).astype(np.int32)
+
+    def cond(self, index: np.ndarray) -> Cond:
+        """The condition of each sample index [b]."""
+        labels = self.labels(index)
+        return None if labels is None else {"label": labels}
 
     def __call__(self, params: Params, table: StepTable, n: int, *, seed: int) -> Samples:
         """n samples; sample i depends on (seed, i) only, not on n or the batch size."""
-        labels, key = self.labels(n), jax.random.key(seed)
+        key, mesh = jax.random.key(seed), make_mesh()
+        size = -(-self.batch_size // mesh.size) * mesh.size  # every device has an equal part
         batches = []
-        for start in range(0, n, self.batch_size):
-            index = np.arange(start, start + self.batch_size)
-            cond = None if labels is None else {"label": self.labels(index[-1] + 1)[index]}
-            out = self._run(params, table, sample_keys(key, index), cond)
-            batches.append(np.asarray(out)[: n - start])
-        return Samples(np.concatenate(batches), labels)
+        for start in range(0, n, size):
+            index = np.arange(start, start + size)
+            keys, cond = jax.device_put(
+                (sample_keys(key, index), self.cond(index)), batch_sharding(mesh)
+            )
+            batches.append(np.asarray(self._run(params, table, keys, cond))[: n - start])
+        return Samples(np.concatenate(batches), self.labels(np.arange(n)))
 
     def trajectory(self, params: Params, table: StepTable, n: int, *, seed: int) -> np.ndarray:
         """x_t at each evaluation and the result, [nfe + 1, n, *shape]; for pictures."""
-        keys = sample_keys(jax.random.key(seed), jnp.arange(n))
-        labels = self.labels(n)
-        cond = None if labels is None else {"label": labels}
-        out, seen = self._traced(params, table, keys, cond)
+        index = np.arange(n)
+        keys = sample_keys(jax.random.key(seed), index)
+        out, seen = self._traced(params, table, keys, self.cond(index))
         return np.concatenate([np.asarray(seen), np.asarray(out)[None]])
 
     @functools.cached_property

@@ -1,14 +1,13 @@
 """CIFAR-10 at paper size: the continuous DDPM++ recipe of Song et al. (arXiv 2011.13456).
 
-Expect FID 2.55 with 1,000 Euler-Maruyama steps, and 3.93 with the probability-flow ODE (their table 3;
-the repository's README gives the same). They trained for 1.3 million steps with batch 128, Adam
-2e-4, warm-up 5,000, clipping 1, dropout 0.1, EMA 0.9999, continuous VP with beta 0.1 to 20, and
-likelihood-free ("simple") weighting.
+Expect FID 2.55 with 1,000 Euler-Maruyama steps, and 3.93 with the probability-flow ODE (both from
+the README of the authors' code), after 1.3 million steps with batch 128: Adam 2e-4, warm-up 5,000,
+clipping 1, dropout 0.1, EMA 0.9999, continuous VP with beta 0.1 to 20, "simple" weighting.
 
-Their network is DDPM++: this one has its size (128 channels, 4 residual blocks a level, attention at 16)
-on DDPM's blocks, without its BigGAN resampling and rescaled skips, so their number is a goal and not
-a promise. Evaluation here is in the features of a small classifier trained on the training split, which
-is not the FID of the literature. Nothing of this config has been trained to the end yet.
+Their network is DDPM++: this one has its size (128 channels, 4 residual blocks a level, attention
+at 16) on DDPM's blocks, without its BigGAN resampling and rescaled skips, so their number is a goal
+and not a promise. Evaluation here is in the features of a small classifier trained on the training
+split, which is not the FID of the literature. Nothing of this config has been trained to the end.
 """
 
 import optax

@@ -61,7 +61,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         drop_rate=0.1,
     )
 
-    config.train = spec(Plan, steps=2000, save_every=500, sample_every=1000)
+    config.train = spec(Plan, steps=2000, log_every=20, save_every=500, sample_every=1000)
     config.optimizer = spec(
         adamw,
         learning_rate=spec(

@@ -1,8 +1,8 @@
-"""The digits with a transformer and flow matching: what changes from configs/digits.py, and no more.
+"""The digits with a transformer and flow matching: what changes from configs/digits.py.
 
 DiT (Peebles & Xie, arXiv 2212.09748) predicting the velocity on the straight path (Lipman et al.,
-arXiv 2210.02747), with logit-normal times (Esser et al., arXiv 2403.03206). No paper has numbers for
-this data set; README has the measured ones.
+arXiv 2210.02747), with logit-normal times (Esser et al., arXiv 2403.03206). No paper has numbers
+for this data set; README has the measured ones.
 """
 
 from ml_collections import ConfigDict

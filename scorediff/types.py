@@ -60,7 +60,7 @@ class Draws(NamedTuple):
         return (start + self.index / self.size) % 1.0
 
     def shared(self, stream: int) -> Key:
-        """One key for draws that are not per example (dropout); each part of a batch has its own."""
+        """One key for draws that are not per example; each part of a batch has its own."""
         return jax.random.fold_in(jax.random.fold_in(self.key, stream), self.index[0])
 
 

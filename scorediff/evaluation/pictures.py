@@ -88,7 +88,7 @@ def denoising_strip(states: np.ndarray, times: Sequence[float], *, most: int = 1
         raise ValueError(f"{len(states)} states but {len(times)} times")
     shown = np.unique(np.linspace(0, len(states) - 1, min(most, len(states))).round().astype(int))
     frames = states[shown].swapaxes(0, 1)
-    top = [f"t={times[k]:.3g}" for k in shown]
+    top = [f"t={times[k]:.2g}" for k in shown]
     return image_grid(frames.reshape(-1, *states.shape[2:]), columns=len(shown), top=top)
 
 

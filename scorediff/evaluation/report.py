@@ -6,6 +6,7 @@ there are no scripts and no addresses. This module imports neither JAX nor matpl
 """
 
 import base64
+import dataclasses
 import json
 import os
 import shlex
@@ -78,7 +79,8 @@ def _page(workdir: Path) -> str:
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     text = workdir / "config.json"
     config_text = text.read_text(encoding="utf-8") if text.exists() else "{}"
-    config, results = _parsed(config_text, text), read_results(workdir / "results.jsonl")
+    config = _parsed(config_text, text)
+    results = _newest(read_results(workdir / "results.jsonl"))
     title = str(config.get("name") or (results[-1].name if results else workdir.resolve().name))
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -98,6 +100,14 @@ def _page(workdir: Path) -> str:
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
+
+
+def _newest(results: Sequence[Result]) -> list[Result]:
+    """A run measured again in the same way is shown once: the code revision may differ."""
+    ways = {
+        dataclasses.replace(r, numbers={}, floor={}, revision=None).to_json(): r for r in results
+    }
+    return list(ways.values())
 
 
 def _parsed(text: str, path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Settings of the whole suite: a lasting compilation cache, and float64 on request."""
 
 import os
+import sys
 from pathlib import Path
 
 # In the environment, so that the processes a test starts share the cache.
@@ -16,3 +17,9 @@ def x64():
     """Float64 in JAX for the length of one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def exit_raises(monkeypatch):
+    """A command that fails raises SystemExit, where it would end this process at once."""
+    monkeypatch.setattr(os, "_exit", sys.exit)

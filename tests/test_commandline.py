@@ -117,9 +117,7 @@ def test_a_mistyped_flag_is_one_line(argv, line):
 # Ending
 
 
-@pytest.fixture(autouse=True)
-def _exits_can_be_caught(monkeypatch):
-    monkeypatch.setattr(os, "_exit", sys.exit)
+pytestmark = pytest.mark.usefixtures("exit_raises")
 
 
 def ended(main, capsys):

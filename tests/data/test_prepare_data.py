@@ -12,6 +12,8 @@ from experiments import prepare_data
 from scorediff import commandline
 from scorediff.data.source import TFDS
 
+pytestmark = pytest.mark.usefixtures("exit_raises")
+
 
 def run(capsys, *argv):
     """Exit code, standard output and standard error of the command."""

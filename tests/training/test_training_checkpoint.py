@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training_toy import EMA, OPTIMIZER, assemble, batch_at
 
 from scorediff.errors import DivergedError, StorageError, UserError
 from scorediff.training.checkpoint import Checkpoints
 from scorediff.training.mesh import abstract_state, make_mesh
 from scorediff.training.state import TrainState
 from scorediff.training.stored import read_params, steps
+from tests.training.training_toy import EMA, OPTIMIZER, assemble, batch_at
 
 # After a failure, callbacks of tensorstore find the event loop closed that Orbax gave them.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -9,8 +9,6 @@ import threading
 import jax
 import numpy as np
 import pytest
-import training_toy
-from training_toy import ROOT_KEY, assemble, batches, train
 
 from scorediff.errors import DivergedError, Preempted, UserError
 from scorediff.training.checkpoint import Checkpoints
@@ -19,6 +17,8 @@ from scorediff.training.loop import fit
 from scorediff.training.metrics import MetricLog
 from scorediff.training.stored import steps
 from scorediff.training.workdir import Workdir
+from tests.training import training_toy
+from tests.training.training_toy import ROOT_KEY, assemble, batches, train
 
 compiled = functools.cache(assemble)
 

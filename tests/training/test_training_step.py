@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training_toy import BATCH_SIZE, EMA, OPTIMIZER, batch_at, init_state, loss_fn
 
 from scorediff.errors import UserError
 from scorediff.training.step import make_step
+from tests.training.training_toy import BATCH_SIZE, EMA, OPTIMIZER, batch_at, init_state, loss_fn
 
 KEY = jax.random.key(7)
 

@@ -4,12 +4,12 @@ import json
 import sys
 
 import jax
-from training_toy import ROOT_KEY, assemble, batch_at, init_state
 
 from scorediff.training.checkpoint import Checkpoints
 from scorediff.training.fingerprint import leaf_names, marks
 from scorediff.training.mesh import abstract_state, make_mesh
 from scorediff.training.stored import read_params
+from tests.training.training_toy import ROOT_KEY, assemble, batch_at, init_state
 
 
 def losses(steps=6, **arguments):

@@ -88,12 +88,13 @@ def get_config(variant: str = "full") -> ConfigDict:
 
 
 def make_tiny(config: ConfigDict) -> None:
-    """A few steps on random images; every part is still there."""
+    """A few steps on small random images; every part is still there."""
+    config.data.shape = (16, 16, 3)
     images = spec(RandomImages, shape=config.data.shape, classes=10, size=64)
     config.data.pipeline.source = images  # assigned: update() would merge the fields of the two
     config.data.pipeline.batch_size = 4
-    config.denoiser.network.update(channels=8, multipliers=(1, 2), blocks=1)
-    config.train.update(steps=2, log_every=1, save_every=2, sample_every=2)
+    config.denoiser.network.update(channels=8, multipliers=(1, 2), blocks=1, attention=(8,))
+    config.train.update(steps=2, log_every=1, save_every=2, sample_every=None)
     config.sampling.update(nfe=2, batch_size=16)
     config.evaluation.train = config.evaluation.test = images
     config.evaluation.update(samples=16, seeds=(0,), classifier_steps=2)

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
     config = load_run(args.workdir, args.config, overrides, packages=args.trust)
     wired = experiment.Experiment(config=config, packages=tuple(args.trust))
     for result in experiment.evaluate(wired, args.workdir):
-        print(result)
+        print(str(result).replace(" | ", "\n    "))
     record_command(args.workdir, ["python", "-m", "experiments.evaluate", *argv])
     print(f"report: {write_report(Path(args.workdir))}")
 

@@ -158,11 +158,22 @@ class Experiment:
         if missing:
             raise UserError(f"config.loss.cond_keys: the data set has no {', '.join(missing)}")
 
+    def check_sampling(self) -> None:
+        """UserError where the model cannot be sampled as the config says, found before training."""
+        ema = self.sampling.ema
+        if ema is not None and ema not in self.ema:
+            kept = ", ".join(self.ema) or "none"
+            raise UserError(f"config.sampling.ema: no average is called {ema!r}; there is {kept}")
+        _ = self.generator, self.evaluator
+        for _, solver in self.solvers():
+            self.sampling.sampler(solver).table(self.denoiser.process)
+
 
 def train(experiment: Experiment, workdir: str | Path) -> None:
     """Train to the end of the plan, going on from the newest checkpoint of the run folder."""
     plan = experiment.plan
     experiment.check_data()
+    experiment.check_sampling()
     mesh = meshes.make_mesh(fsdp=plan.fsdp)
     abstract = meshes.abstract_state(experiment.init_state, mesh)
     step = compile_step(experiment.step(), mesh, abstract, mode=plan.mode)

@@ -39,6 +39,11 @@ class Sampling:
     ema: str | None = None
     batch_size: int = 250
 
+    def __post_init__(self):
+        for name in ("nfe", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+
     def sampler(self, solver: Solver) -> Sampler:
         """The sampler of one solver on this grid and budget."""
         return Sampler(

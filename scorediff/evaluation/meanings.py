@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class Meaning(NamedTuple):
-    title: str
+    title: str  # in explanations
     better: str  # which way is better
     text: str
 
@@ -59,6 +59,24 @@ MEANINGS = {
         "about 1",
         "How tightly generated images lie among real ones; odd images sway it less than precision.",
     ),
+    "moment_distance": Meaning(
+        "Moment distance",
+        "near the floor",
+        "How different the samples are from the exact distribution in mean and covariance (squared "
+        "Wasserstein-2 distance of the two Gaussians). The floor is exact samples in their place.",
+    ),
+    "right_class": Meaning(
+        "Right class",
+        "near the floor",
+        "The share of samples for which the class that they were asked for is the most probable "
+        "one under the exact distribution. The floor is exact samples in their place.",
+    ),
+    "log_density": Meaning(
+        "Log density",
+        "near the floor",
+        "How probable the samples are under the exact distribution, on average, in nats. Above the "
+        "floor they are too typical, below it some are where nothing should be.",
+    ),
     "coverage": Meaning(
         "Coverage",
         "higher is better",
@@ -66,7 +84,14 @@ MEANINGS = {
         "recall. It depends on how many images are compared.",
     ),
 }
-PERCENT = ("recognised", "near_train")
+SCORE_ERROR = "score_error_at_logsnr_"
+LEVELLED = Meaning(
+    "Score error",
+    "0 is perfect",
+    "How far the network is from the exact answer at a noise level (large logSNR: little noise), "
+    "in units of the noise. The solver plays no part in it.",
+)
+PERCENT = ("recognised", "near_train", "right_class")
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -77,4 +102,12 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def meaning(name: str) -> Meaning:
     """The meaning of a number; one that is not listed here keeps its own name."""
+    if name.startswith(SCORE_ERROR):
+        return LEVELLED
     return MEANINGS.get(name, Meaning(name.replace("_", " "), "", ""))
+
+
+def heading(name: str) -> str:
+    """What stands above a column of this number."""
+    level = name.removeprefix(SCORE_ERROR)
+    return meaning(name).title if level == name else f"{LEVELLED.title} at logSNR {level}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scorediff.errors import UserError
-from scorediff.evaluation.meanings import PERCENT, in_order, meaning
+from scorediff.evaluation.meanings import PERCENT, heading, in_order, meaning
 from scorediff.evaluation.result import Result, Spread, read_results
 from scorediff.training.files import storing, write_atomic
 
@@ -132,9 +132,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _summary(workdir: Path, config: Mapping, results: Sequence[Result]) -> Iterator[str]:
     """What was done, in a few sentences of plain words."""
     metrics, timing = _rows(workdir / "metrics.jsonl"), _rows(workdir / "timing.jsonl")
-    if metrics:
-        last = metrics[-1]
-        loss = last.get("loss")
+    trained = [row for row in metrics if "loss" in row]  # evaluations have rows of their own
+    if trained:
+        last = trained[-1]
+        loss = last["loss"]
         said = f"The model was trained for {last.get('step', 0):,} steps"
         said += _duration(sum(row.get("seconds") or 0 for row in timing))
         said += f"; its loss was {loss:.4g} at the end." if loss is not None else "."
@@ -216,17 +217,16 @@ def _numbers(results: Sequence[Result]) -> Iterator[str]:
         said += "the feature network has seen the training images and not these."
         yield f'<p class="soft">{escape(said)}</p>'
     yield "<h2>What the numbers mean</h2><dl>"
-    for name in dict.fromkeys(name for names in groups for name in names):
-        if meaning(name).text:
-            title, better, text = meaning(name)
-            yield f'<dt>{escape(title)} <span class="better">({escape(better)})</span></dt>'
-            yield f"<dd>{escape(text)}</dd>"
+    for found in dict.fromkeys(meaning(name) for names in groups for name in names):
+        if found.text:
+            better = f'<span class="better">({escape(found.better)})</span>'
+            yield f"<dt>{escape(found.title)} {better}</dt><dd>{escape(found.text)}</dd>"
     yield "</dl>"
 
 
 def _table(names: Sequence[str], results: Sequence[Result]) -> Iterator[str]:
     heads = [
-        f'<th>{escape(meaning(name).title)}<span class="better">'
+        f'<th>{escape(heading(name))}<span class="better">'
         f"{escape(meaning(name).better)}</span></th>"
         for name in names
     ]

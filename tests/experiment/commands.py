@@ -94,10 +94,11 @@ def assert_same_end(workdir, other):
         assert (workdir / name).read_bytes() == (other / name).read_bytes(), name
 
 
-def flip_a_byte(workdir, step=STEPS):
-    """In the largest file of a checkpoint's arrays."""
+def flip_a_byte(workdir, step=STEPS, every=None):
+    """In the middle of the largest file of a checkpoint's arrays, or one of `every` so many."""
     files = [p for p in (workdir / "checkpoints" / str(step) / "state").rglob("*") if p.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     data = bytearray(largest.read_bytes())
-    data[len(data) // 2] ^= 0x10
+    for place in range(len(data) // 2 if every is None else 0, len(data), every or len(data)):
+        data[place] ^= 0x10
     largest.write_bytes(data)

@@ -17,7 +17,7 @@ from scorediff.errors import UserError
 from scorediff.solvers import Sampler, StepTable, logsnr, sample, sample_keys, sample_prior
 from scorediff.solvers.grid import Spacing
 from scorediff.solvers.sample import Solver
-from scorediff.training.files import storing
+from scorediff.training.files import write_atomic
 from scorediff.training.mesh import batch_sharding, make_mesh
 from scorediff.types import Array, Cond, DenoiseFn, Key, Params
 
@@ -146,14 +146,7 @@ class Generator:
 
 def save_samples(path: str | os.PathLike, samples: Samples) -> None:
     """Write an npz file with x0 and, where there are classes, label: whole or not at all."""
-    path, data = Path(path), io.BytesIO()
     arrays = {"x0": samples.x0} | ({} if samples.labels is None else {"label": samples.labels})
+    data = io.BytesIO()
     np.savez(data, **arrays)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with storing(f"write {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(data.getvalue())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+    write_atomic(Path(path), data.getvalue())

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from scorediff.training.files import storing
+from scorediff.training.files import write_atomic
 
 INK, PAPER, ACCENT, SECOND = "#1f2430", "#ffffff", "#2563c9", "#d9822b"
 TARGET = 64  # pixels an image should at least be wide on paper
@@ -105,25 +105,15 @@ def save_image(path: str | os.PathLike, image: Image.Image) -> Path:
     """Write a PNG whole or not at all; StorageError if the disk refuses."""
     data = io.BytesIO()
     image.save(data, format="PNG")
-    return _replace(Path(path), data.getvalue())
+    write_atomic(Path(path), data.getvalue())
+    return Path(path)
 
 
 def _save_figure(path: str | os.PathLike, figure: Figure) -> Path:
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=130, metadata={"Software": None})
-    return _replace(Path(path), data.getvalue())
-
-
-def _replace(path: Path, data: bytes) -> Path:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with storing(f"write {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(data)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    return path
+    write_atomic(Path(path), data.getvalue())
+    return Path(path)
 
 
 def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, list]:

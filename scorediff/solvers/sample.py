@@ -1,5 +1,6 @@
 """The one loop that runs every table, and `Sampler`, which makes a table within a budget."""
 
+import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -115,11 +116,15 @@ class Sampler:
 
     def table(self, process: Process) -> StepTable:
         """The table within the budget."""
-        for n in range(self.nfe, 0, -1):
-            table = self._with_steps(process, n)
-            if table.nfe <= self.nfe:
-                return table
-        raise UserError(f"no step of this solver fits into nfe={self.nfe}")
+        table = self._with_steps(process, self.nfe)
+        if table.nfe <= self.nfe:  # one evaluation a step, as most have
+            return table
+        steps = bisect.bisect_right(
+            range(1, self.nfe), self.nfe, key=lambda n: self._with_steps(process, n).nfe
+        )
+        if steps == 0:
+            raise UserError(f"no step of this solver fits into nfe={self.nfe}")
+        return self._with_steps(process, steps)
 
     def _with_steps(self, process: Process, n: int) -> StepTable:
         grid = make_grid(

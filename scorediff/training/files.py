@@ -29,13 +29,18 @@ def reason_of(error: Exception) -> str:
     return next((reason for reason in known if reason in text), text.splitlines()[0][:160])
 
 
-def write_atomic(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all: a temporary neighbour, synced, then renamed."""
+def write_atomic(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all: a temporary neighbour, synced, then renamed.
+
+    Text is UTF-8; missing folders are made. StorageError if the disk refuses.
+    """
+    data = content.encode() if isinstance(content, str) else content
     with storing(f"write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)

@@ -13,7 +13,9 @@ import orbax.checkpoint as ocp
 ROOT = Path(__file__).parents[2]
 CONFIG = f"{ROOT / 'configs' / 'digits.py'}:tiny"
 STEPS, SAVE_EVERY = 10, 2
-TRAIN = (f"--config={CONFIG}", f"--config.train.steps={STEPS}")
+# One level without attention: tracing and compiling the network are most of the time here.
+SMALL = ("--config.denoiser.network.multipliers=(1,)", "--config.denoiser.network.attention=()")
+TRAIN = (f"--config={CONFIG}", f"--config.train.steps={STEPS}", *SMALL)
 # Optimised code is not what is tested here, and compiling it is most of the time.
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 

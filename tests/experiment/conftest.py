@@ -29,7 +29,9 @@ def undisturbed(tmp_path_factory, data_dir):
 def tiny(data_dir, monkeypatch):
     """Overrides -> the tiny digits experiment, in this process."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
-    return lambda *overrides: Experiment(config=load_config(commands.CONFIG, overrides))
+    return lambda *overrides: Experiment(
+        config=load_config(commands.CONFIG, [*commands.SMALL, *overrides])
+    )
 
 
 @pytest.fixture

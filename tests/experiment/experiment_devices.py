@@ -10,7 +10,7 @@ from scorediff.experiment import Experiment
 from scorediff.training import mesh as meshes
 from scorediff.training.parallel import compile_step
 
-STEPS = 3
+STEPS = 5
 LAYOUTS = {"jit": {"1": 1, "4": 4, "8": 8}, "pmap": {"4 pmap": 4}}
 
 

@@ -67,7 +67,8 @@ def test_every_result_carries_its_protocol(evaluated):
         assert {"frechet", "precision", "recall", "recognised", "near_train"} <= set(result.numbers)
         assert result.floor["frechet"].mean < result.numbers["frechet"].mean
         assert all(result.numbers[name].n == 2 for name in result.numbers)
-        assert str(result) in out
+        numbers, protocol = str(result).split(" | ")
+        assert numbers in out and protocol.partition(" on grid ")[2] in out
     assert len({r.config_hash for r in results}) == len({r.reference_hash for r in results}) == 1
 
 

@@ -261,6 +261,9 @@ def test_nfe_is_counted_by_the_rows():
     assert Sampler(solver=ddim, nfe=20).table(VPLinear()).nfe == 20
     assert Sampler(solver=heun, nfe=20).table(VPLinear()).nfe == 19
     assert Sampler(solver=heun, nfe=20, to_data=False).table(VPLinear()).nfe == 20
+    assert [Sampler(solver=heun, nfe=n).table(EDM()).nfe for n in (1, 2, 3, 4)] == [1, 1, 3, 3]
+    with pytest.raises(UserError, match="nfe=1"):
+        Sampler(solver=heun, nfe=1, to_data=False).table(EDM())
 
 
 def test_a_table_prints_itself():

@@ -6,12 +6,16 @@ WORKDIR ?= runs/digits
 export TFDS_DATA_DIR ?= $(CURDIR)/data_dir
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 
+# XLA runs a small convolution on one CPU core; sampling is cut over devices, so two use two cores
+# (measured: the evaluation takes 155 s instead of 242 s). Without effect on an accelerator.
+TWO_DEVICES := XLA_FLAGS="$(XLA_FLAGS) --xla_force_host_platform_device_count=2"
+
 .PHONY: digits test test-all lint clean
 
 digits: $(VENV)/ready
 	$(BIN)/python -m experiments.prepare_data digits
 	$(BIN)/python -m experiments.train --config=configs/digits.py --workdir=$(WORKDIR)
-	$(BIN)/python -m experiments.evaluate --workdir=$(WORKDIR)
+	$(TWO_DEVICES) $(BIN)/python -m experiments.evaluate --workdir=$(WORKDIR)
 
 test: $(VENV)/ready lint
 	$(BIN)/python -m pytest

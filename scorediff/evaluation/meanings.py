@@ -20,8 +20,9 @@ MEANINGS = {
     ),
     "frechet_ratio": Meaning(
         "Distance / floor",
-        "1 is perfect",
-        "The Frechet distance divided by its floor.",
+        "1 or less is perfect",
+        "The Frechet distance divided by its floor. It can be below 1: the halves that make the "
+        "floor have fewer images, and fewer images look more different.",
     ),
     "recognised": Meaning(
         "Recognised",

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -63,32 +64,16 @@ def kill_at(process, workdir, row):
 
 def arrays(workdir, step=STEPS):
     """Every array of a checkpoint as it lies on disk, read without our code."""
-    restored = ocp.PyTreeCheckpointer().restore(
-        workdir / "checkpoints" / str(step) / "state",
-        restore_args=None,
-    )
-    found = {}
-
-    def walk(tree, path):
-        if isinstance(tree, dict):
-            for name, item in tree.items():
-                walk(item, f"{path}/{name}")
-        elif isinstance(tree, list | tuple):
-            for index, item in enumerate(tree):
-                walk(item, f"{path}/{index}")
-        elif tree is not None:
-            found[path] = np.asarray(tree)
-
-    walk(restored, "")
-    return found
+    restored = ocp.PyTreeCheckpointer().restore(workdir / "checkpoints" / str(step) / "state")
+    leaves = jax.tree_util.tree_leaves_with_path(restored)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def assert_same_end(workdir, other):
     """Bitwise equal parameters, averages, optimiser state, counters, metrics and pictures."""
     mine, theirs = arrays(workdir), arrays(other)
     assert mine.keys() == theirs.keys()
-    kinds = {name.split("/")[1] for name in mine}
-    assert {"params", "ema", "opt_state", "step"} <= kinds
+    assert {"params", "ema", "opt_state", "step"} <= {name.split("'")[1] for name in mine}
     for name, array in mine.items():
         assert array.dtype == theirs[name].dtype and array.shape == theirs[name].shape
         assert array.tobytes() == theirs[name].tobytes(), name

@@ -11,7 +11,6 @@ import pytest
 
 from tests.experiment.commands import CONFIG, FLAGS, ROOT, SMALL, rows
 
-
 LAYOUTS = ["4", "8", "4 pmap"]
 
 

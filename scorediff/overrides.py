@@ -3,7 +3,8 @@
     --config.train.steps=1e3                    an int, written as one likes
     --config.denoiser.network.channels=(8,16)   a tuple, element types as in the signature
     --config.train.hooks[0].every=50            an element of a tuple or list
-    --config.denoiser.process=VPCosine          a node: a class beside the present one, or in full
+    --config.denoiser.process=VPCosine          a node: a class beside the present one, in its
+                                                module or package, or any class in full
                                                 (scorediff.diffusion.processes.VPCosine)
 
 They apply from left to right, so later ones see a node that an earlier one has put in place. A new
@@ -276,19 +277,19 @@ def _literal(text: str) -> Any:
 
 def _node(place: _Place, text: str, packages: Sequence[str]) -> ConfigDict:
     """A node of that name with its defaults, of the kind that is there now."""
-    target = resolve(_full_name(place, text), packages=packages, path=place.path)
+    target = resolve(_full_name(place, text, packages), packages=packages, path=place.path)
     if is_node(place.value):
         return blank(kind_and_name(place.value, place.path)[0], target)
     return blank(CALL if inspect.isclass(target) else BIND, target)
 
 
-def _full_name(place: _Place, text: str) -> str:
+def _full_name(place: _Place, text: str, packages: Sequence[str]) -> str:
     if ":" in text:
         return text
     if "." in text:
         return ":".join(text.rsplit(".", 1))
     if is_node(place.value):
-        return f"{kind_and_name(place.value, place.path)[1].split(':')[0]}:{text}"
+        return f"{_home(kind_and_name(place.value, place.path)[1], text, packages)}:{text}"
     classes = [m for m in members(place.hint) if inspect.isclass(m) and not says_nothing(m)]
     homes = [m.__module__ for m in classes]
     homes = [home for home in homes if home.split(".")[0] not in sys.stdlib_module_names]
@@ -296,3 +297,15 @@ def _full_name(place: _Place, text: str) -> str:
         example = "scorediff.diffusion.processes.VPLinear"
         raise UserError(f"{place.path}: give {text} in full, in the way of {example}")
     return f"{homes[0]}:{text}"
+
+
+def _home(present: str, text: str, packages: Sequence[str]) -> str:
+    """Where a short name belongs: the module of the present object, or the package around it."""
+    resolve(present, packages=packages)  # imports the module, if a config may name it
+    module = present.split(":")[0]
+    homes = [module, module.rpartition(".")[0]]
+    known = {home: [n for n in vars(sys.modules[home]) if n[0] != "_"] for home in homes if home}
+    for home, names in known.items():
+        if text in names:
+            return home
+    return next((home for home, names in known.items() if nearest(text, names)), module)

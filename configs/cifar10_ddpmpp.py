@@ -41,6 +41,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         Pipeline,
         source=spec(TFDS, name="cifar10"),
         batch_size=128,
+        seed=config.get_ref("seed"),
         augment=(spec(RandomFlip),),
     )
 

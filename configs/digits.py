@@ -34,7 +34,12 @@ def get_config(variant: str = "full") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.shape = (8, 8, 1)
-    config.data.pipeline = spec(Pipeline, source=spec(TFDS, name="digits"), batch_size=64)
+    config.data.pipeline = spec(
+        Pipeline,
+        source=spec(TFDS, name="digits"),
+        batch_size=64,
+        seed=config.get_ref("seed"),
+    )
 
     config.denoiser = spec(
         Denoiser,
@@ -94,5 +99,5 @@ def make_tiny(config: ConfigDict) -> None:
     config.denoiser.network.update(channels=8, blocks=1, heads=1)
     config.train.update(steps=6, log_every=1, save_every=2, sample_every=6)
     config.optimizer.learning_rate.warmup_steps = 2
-    config.sampling.update(nfe=4, batch_size=40)
+    config.sampling.update(nfe=5, batch_size=40)
     config.evaluation.update(samples=80, seeds=(0, 1), classifier_steps=5)

@@ -43,6 +43,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         Pipeline,
         source=spec(Sampled, distribution=distribution, size=1_000_000),
         batch_size=1024,
+        seed=config.get_ref("seed"),
     )
 
     config.denoiser = spec(

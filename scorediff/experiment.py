@@ -16,6 +16,7 @@ A config has these fields; configs/digits.py is the one to read:
 
 import functools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,6 @@ from scorediff.errors import UserError
 from scorediff.evaluation import pictures
 from scorediff.evaluation.evaluators import Evaluator, Run
 from scorediff.evaluation.generate import Generator, Sampling, save_samples
-from scorediff.evaluation.report import write_report
 from scorediff.evaluation.result import Result, append_result, git_revision, hash_json
 from scorediff.solvers.sample import Solver
 from scorediff.training import mesh as meshes
@@ -255,7 +255,7 @@ def sample(experiment: Experiment, workdir: str | Path, *, n: int, seed: int, ou
 
 
 def evaluate(experiment: Experiment, workdir: str | Path) -> list[Result]:
-    """Measure a trained run with each of its solvers; adds to results.jsonl, draws, reports."""
+    """Measure a trained run with each of its solvers; adds to results.jsonl and draws."""
     params, step = load(experiment, workdir)
     folder = Workdir(Path(workdir).absolute())
     results = []
@@ -266,7 +266,6 @@ def evaluate(experiment: Experiment, workdir: str | Path) -> list[Result]:
         results.append(result)
         if len(results) == 1:
             experiment.evaluator.draw(run, folder.path)
-    write_report(folder.path)
     return results
 
 
@@ -291,7 +290,7 @@ def _result(experiment: Experiment, node: ConfigDict, run: Run, step: int) -> Re
         step=step,
         ema=experiment.sampling.ema or "none",
         solver=solver,
-        solver_args=arguments,
+        solver_args={k: str(v) if v == math.inf else v for k, v in arguments.items()},
         grid=f"{grid}({inner})" if inner else grid,
         nfe=run.table.nfe,
         guidance_scale=experiment.sampling.guidance_scale,

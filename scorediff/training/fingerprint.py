@@ -40,14 +40,21 @@ def leaf_names(tree: Any) -> list[str]:
 
 def marks(tree: Any) -> dict[str, Mark]:
     """Leaf name -> Mark. Leaves: jax or NumPy arrays."""
-    looks = [
-        _on_host(x) if isinstance(x, np.ndarray) else _on_device(x) for x in jax.tree.leaves(tree)
-    ]
+    jax.block_until_ready(tree)
+    looks = [_look(x) for x in jax.tree.leaves(tree)]
     sums = (np.asarray(look) for look in jax.device_get(looks))
     return {
         name: Mark(f"{int(plain):08x}{int(mixed):08x}", bool(finite))
         for name, (plain, mixed, finite) in zip(leaf_names(tree), sums, strict=True)
     }
+
+
+def _look(x: Array | np.ndarray) -> Array | np.ndarray:
+    if isinstance(x, np.ndarray):
+        return _on_host(x)
+    look = _on_device(x)
+    # Several programs that reduce over CPU devices at once can wait for each other for ever.
+    return look if len(x.sharding.device_set) == 1 else look.block_until_ready()
 
 
 @jax.jit

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 from scorediff.errors import StorageError, UserError
 from scorediff.training.files import reason_of
@@ -109,18 +110,22 @@ def read_params(
     profile: name of an EMA profile; None reads the raw parameters.
     step: which checkpoint; None takes the newest.
 
-    UserError if there is none, no such profile, or it is of another model; StorageError if damaged.
+    A damaged newest checkpoint is left where it is, with one line, and the one before it is read.
+    UserError if there is none, no such profile, or it is of another model; StorageError if what was
+    asked for, or everything, is damaged.
     """
-    path = _choose(pathlib.Path(directory).absolute(), step)
     part = {"params": abstract_params} if profile is None else {"ema": {profile: abstract_params}}
-    try:
-        manifest = read_manifest(path)
-        _check_profile(manifest, profile, path)
-        check_structure(manifest, part, path, whole=False)
-        found = _read_verified(path, manifest, _partial(part))
-    except Damaged as damage:
-        raise StorageError(f"checkpoint {path} is damaged: {damage}; choose another step") from None
-    return (found["params"] if profile is None else found["ema"][profile]), int(path.name)
+    for path in _candidates(pathlib.Path(directory).absolute(), step):
+        try:
+            manifest = read_manifest(path)
+            _check_profile(manifest, profile, path)
+            check_structure(manifest, part, path, whole=False)
+            found = _read_verified(path, manifest, _partial(part))
+        except Damaged as damage:
+            logging.error("checkpoint %s is damaged: %s; not used", path, damage)
+            continue
+        return (found["params"] if profile is None else found["ema"][profile]), int(path.name)
+    raise StorageError(f"no sound checkpoint in {directory}, only damaged ones")
 
 
 def check_structure(manifest: dict, wanted: Any, path: pathlib.Path, *, whole: bool = True) -> None:
@@ -174,13 +179,14 @@ def _partial(part: Any) -> ocp.args.PyTreeRestore:
     return ocp.args.PyTreeRestore(item=part, restore_args=how, partial_restore=True)
 
 
-def _choose(directory: pathlib.Path, step: int | None) -> pathlib.Path:
+def _candidates(directory: pathlib.Path, step: int | None) -> list[pathlib.Path]:
+    """The folders to try, the newest first."""
     found = steps(directory)
     if not found:
         raise UserError(f"no checkpoint in {directory}; train first, or check the path")
     if step is not None and step not in found:
         raise UserError(f"no checkpoint of step {step} in {directory}; there are {found}")
-    return directory / str(found[-1] if step is None else step)
+    return [directory / str(n) for n in (reversed(found) if step is None else [step])]
 
 
 def _check_profile(manifest: dict, profile: str | None, path: pathlib.Path) -> None:

@@ -216,7 +216,9 @@ def test_a_folder_of_another_config_is_left_as_it_is(tiny, undisturbed, tmp_path
     before = contents(workdir)
     other = tiny(f"--config.train.steps={STEPS}", "--config.seed=1")
     line = refused(lambda: wiring.train(other, workdir))
-    assert f"{workdir} belongs to another config (config.seed: 0 there, 1 here)" in line
+    assert (
+        f"{workdir} belongs to another config " in line and "config.seed: 0 there, 1 here" in line
+    )
     assert contents(workdir) == before
 
 
@@ -233,9 +235,12 @@ def test_a_folder_that_is_not_a_run_is_named(tmp_path):
 def test_a_damaged_checkpoint_is_not_sampled(trained, undisturbed, tmp_path):
     workdir = shutil.copytree(undisturbed, tmp_path / "run")
     commands.flip_a_byte(workdir, every=200)  # so that one is in what is read
+    _, step = wiring.load(trained(), workdir)
+    assert step < STEPS  # the one before it
+    for folder in (workdir / "checkpoints").iterdir():
+        shutil.rmtree(folder / "state")
     line = refused(lambda: wiring.load(trained(), workdir), StorageError)
-    assert f"{workdir / 'checkpoints' / str(STEPS)} is damaged" in line
-    assert (workdir / "checkpoints" / str(STEPS)).is_dir()
+    assert f"no sound checkpoint in {workdir / 'checkpoints'}" in line
 
 
 def test_a_place_that_cannot_be_written_is_named(tiny, tmp_path):

@@ -248,7 +248,12 @@ def test_reading_mistakes(toy, copy, tmp_path):
     with pytest.raises(UserError, match=r"ema/slow/first/bias is float32\[16\]"):
         read_params(copy, assemble(width=8)[0].params, profile="slow")
     shutil.rmtree(copy / "3" / "state")
-    with pytest.raises(StorageError, match="3 is damaged"):
+    assert read_params(copy, params)[1] == 2  # the one before it
+    with pytest.raises(StorageError, match="no sound checkpoint"):
+        read_params(copy, params, step=3)
+    for step in (1, 2):
+        shutil.rmtree(copy / str(step) / "state")
+    with pytest.raises(StorageError, match="no sound checkpoint"):
         read_params(copy, params)
 
 

@@ -1,5 +1,9 @@
 """Fingerprints: every single bit is seen, device and host agree, names are readable."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -70,3 +74,28 @@ def test_names_of_a_train_state():
     assert "params/Dense_0/kernel" in names
     assert "opt_state/0/mu/Dense_0/kernel" in names
     assert len(names) == len(jax.tree.leaves(state))
+
+
+def test_many_sharded_arrays_are_looked_at_without_a_deadlock():
+    """Programs that reduce over CPU devices must not be in flight together; in a real process."""
+    program = (
+        "import jax, numpy as np\n"
+        "from scorediff.training.fingerprint import marks\n"
+        "from scorediff.training.mesh import initialise, lay_out, make_mesh\n"
+        "mesh = make_mesh(fsdp=2)\n"
+        "init = lambda key: {str(i): jax.random.normal(key, (8, 4 + i % 3)) for i in range(90)}\n"
+        "key = jax.random.key(0)\n"
+        "state = initialise(init, key, lay_out(jax.eval_shape(init, key), mesh))\n"
+        "for _ in range(5):\n"
+        "    assert marks(state) == marks(jax.tree.map(np.asarray, state))\n"
+        "print('equal')\n"
+    )
+    flags = "--xla_force_host_platform_device_count=4"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "equal\n", done.stderr[-500:]

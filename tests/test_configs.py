@@ -50,16 +50,33 @@ def test_cifar10_is_of_paper_size():
     assert y.shape == x.shape
 
 
-def test_cifar10_tiny_takes_a_step():
-    config = load_config(str(next(p for p in CONFIGS if p.stem == "cifar10_ddpmpp")) + ":tiny")
+def stepped(name):
+    """The tiny variant after two steps: experiment, states before and after, metrics."""
+    config = load_config(str(next(p for p in CONFIGS if p.stem == name)) + ":tiny")
     experiment = Experiment(config=config)
     experiment.check_data()
     init = jax.jit(experiment.init_state, compiler_options=UNOPTIMISED)
     step = jax.jit(experiment.step(), compiler_options=UNOPTIMISED)
-    state = init(jax.random.key(0))
-    before = state.params
+    before = state = init(jax.random.key(0))
     for k in range(2):  # the learning rate of the first step is 0
         state, metrics = step(state, experiment.pipeline.batch(k), jax.random.key(1))
-    moved = jax.tree.map(lambda a, b: abs(a - b).max() > 0, before, state.params)
-    assert 0.5 < float(metrics["loss"]) < 2 and int(state.step) == 2
+    return experiment, before, state, metrics
+
+
+@pytest.mark.parametrize("name", ["cifar10_ddpmpp", "gmm2d"])
+def test_tiny_takes_a_step(name):
+    _, before, state, metrics = stepped(name)
+    moved = jax.tree.map(lambda a, b: abs(a - b).max() > 0, before.params, state.params)
+    assert 0.3 < float(metrics["loss"]) < 3 and int(state.step) == 2
     assert any(bool(leaf) for leaf in jax.tree.leaves(moved))
+
+
+def test_gmm2d_tiny_is_measured_and_drawn(tmp_path):
+    experiment, _, state, _ = stepped("gmm2d")
+    _, solver = next(experiment.solvers())
+    run = experiment.run(state.ema["main"], solver)
+    measured = experiment.evaluator.measure(run)
+    errors = [v.mean for k, v in measured.numbers.items() if k.startswith("score_error")]
+    assert len(errors) == 9 and all(math.isfinite(error) and error > 0 for error in errors)
+    experiment.evaluator.draw(run, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"mixture.png", "score_error.png"}

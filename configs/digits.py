@@ -79,8 +79,12 @@ def get_config(variant: str = "full") -> ConfigDict:
     )
     config.ema = {"main": spec(WarmupEMA, decay=0.999)}
 
-    config.solver = bind(dpmpp_multistep)
-    config.compare = {"ancestral": bind(ancestral), "ddim": bind(ddim), "heun": bind(heun)}
+    config.solver = bind(ddim)
+    config.compare = {
+        "ancestral": bind(ancestral),
+        "dpmpp": bind(dpmpp_multistep),
+        "heun": bind(heun),
+    }
     config.sampling = spec(Sampling, grid=bind(logsnr), nfe=20, guidance_scale=1.5, ema="main")
     config.evaluation = spec(
         ImageQuality,

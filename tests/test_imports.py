@@ -12,7 +12,17 @@ FILES = sorted(
 IDS = [str(path.relative_to(ROOT)) for path in FILES]
 
 # Level 0 in its own order: each may import those before it.
-GROUND = ("errors", "types", "fields", "names", "config", "overrides", "configfile", "commandline")
+GROUND = (
+    "errors",
+    "types",
+    "counting",
+    "fields",
+    "names",
+    "config",
+    "overrides",
+    "configfile",
+    "commandline",
+)
 # Parts of scorediff and what each may import beside level 0 and itself (DESIGN, section 2).
 PARTS = {
     "diffusion": (),

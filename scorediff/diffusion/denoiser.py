@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from scorediff.counting import record
 from scorediff.diffusion import target as targets
 from scorediff.diffusion.process import Marginal, Process
 from scorediff.diffusion.target import Target
@@ -57,6 +58,7 @@ class Denoiser:
         self, params: Params, x: Array, t: Array, cond: Cond = None, *, dropout: Key | None = None
     ) -> Array:
         """The network's answer in its target space at x [b, *d], t [b]; a key turns dropout on."""
+        record(x.shape[0])
         m = self.process(t)
         return self.network.apply(
             {"params": params},

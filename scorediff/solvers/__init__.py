@@ -3,8 +3,9 @@
 from scorediff.solvers.clock import euler, euler_maruyama, heun
 from scorediff.solvers.ddim import ancestral, ddim
 from scorediff.solvers.dpm import dpmpp_multistep
-from scorediff.solvers.grid import Grid, karras, logsnr, make_grid, quadratic, uniform
+from scorediff.solvers.grid import Grid, make_grid, upward
 from scorediff.solvers.sample import Sampler, sample, sample_keys, sample_prior
+from scorediff.solvers.spacing import karras, logsnr, quadratic, uniform
 from scorediff.solvers.table import StepTable
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "sample_keys",
     "sample_prior",
     "uniform",
+    "upward",
 ]

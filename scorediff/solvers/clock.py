@@ -16,9 +16,15 @@ import numpy as np
 
 from scorediff.errors import UserError
 from scorediff.solvers.grid import Grid, Node, nodes_at
-from scorediff.solvers.table import COLUMNS, Row, StepTable, denoise_to_data, linear, make_table
-
-_NOISE = COLUMNS.index("z")
+from scorediff.solvers.table import (
+    NOISE,
+    OFF_PATH,
+    Row,
+    StepTable,
+    denoise_to_data,
+    linear,
+    make_table,
+)
 
 
 def euler(grid: Grid) -> StepTable:
@@ -82,7 +88,7 @@ def heun(
         if k + 1 < len(raised):
             rows[-1] = _churned(rows[-1], new, raised[k + 1], churn_noise)
     first = _churned(Row(nodes[0], e=linear(e=1.0)), nodes[0], raised[0], churn_noise)
-    return make_table(rows, nodes[-1], start=(first.e[0], first.e[_NOISE]))
+    return make_table(rows, nodes[-1], start=(first.e[0], first.e[NOISE]))
 
 
 def _velocity(node: Node) -> tuple[float, float]:
@@ -115,5 +121,5 @@ def _churned(row: Row, node: Node, raised: Node, churn_noise: float) -> Row:
     scale = raised.alpha / node.alpha
     added = math.sqrt(raised.sigma**2 - (scale * node.sigma) ** 2)
     update = row.e * scale
-    update[_NOISE] = np.hypot(update[_NOISE], churn_noise * added)
-    return row._replace(e=update)
+    update[NOISE] = np.hypot(update[NOISE], churn_noise * added)
+    return row._replace(e=update, over=OFF_PATH)

@@ -6,6 +6,7 @@ the logSNR step h. r = 0 at alpha = 0, so every coefficient is finite there.
 """
 
 import math
+from typing import Literal
 
 from scorediff.errors import UserError
 from scorediff.solvers.grid import Grid, Node
@@ -31,11 +32,15 @@ def ddim(grid: Grid, *, eta: float = 0.0) -> StepTable:
     return make_table([step(*nodes) for nodes in grid.steps()], grid.nodes[-1])
 
 
-def ancestral(grid: Grid) -> StepTable:
-    """DDPM's sampler with the posterior variance (Ho et al., arXiv 2006.11239, eq. 6 and 7).
+def ancestral(grid: Grid, *, variance: Literal["small", "large"] = "small") -> StepTable:
+    """DDPM's sampler (Ho et al., arXiv 2006.11239, eq. 6 and 7, and section 3.2).
 
-    x' = mean of q(x' | x, x0_hat) + sigma' sqrt(1 - r^2) z
+    x' = mean of q(x' | x, x0_hat) + noise of the posterior's variance sigma'^2 (1 - r^2) (small: right
+    for data that is one point) or of the forward step's, 1 - (alpha/alpha')^2 where the process
+    preserves variance (large: right for standard normal data).
     """
+    if variance not in ("small", "large"):
+        raise UserError(f"ancestral: variance must be small or large, got {variance!r}")
 
     def step(now: Node, new: Node) -> Row:
         if new.is_data:
@@ -43,7 +48,8 @@ def ancestral(grid: Grid) -> StepTable:
         r = snr_root_ratio(now, new)
         toward_x = r * new.sigma / now.sigma
         toward_x0 = new.alpha * (1 - r**2)
-        return Row(now, e=linear(e=toward_x, m=(toward_x0,), z=new.sigma * math.sqrt(1 - r**2)))
+        noise = new.sigma if variance == "small" else now.sigma
+        return Row(now, e=linear(e=toward_x, m=(toward_x0,), z=noise * math.sqrt(1 - r**2)))
 
     return make_table([step(*nodes) for nodes in grid.steps()], grid.nodes[-1])
 

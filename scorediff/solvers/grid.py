@@ -1,4 +1,4 @@
-"""Where a solver puts its nodes: a spacing of n intervals in time, and the process's values there.
+"""The nodes of a solver, and the process's values there; `spacing` says where they lie.
 
 A spacing maps u in [0, 1] to times falling from t_start to t_end. Everything is float64 NumPy,
 worked out on the host. A grid may end in *data*: one more node with alpha = 1 and sigma = 0, which
@@ -92,36 +92,7 @@ def make_grid(
     return Grid(process=process, nodes=nodes_at(process, t) + tail)
 
 
-def uniform(process: Process, u: np.ndarray, t_start: float, t_end: float) -> np.ndarray:
-    """Equal steps in t."""
-    return t_start + u * (t_end - t_start)
-
-
-def quadratic(process: Process, u: np.ndarray, t_start: float, t_end: float) -> np.ndarray:
-    """Equal steps in sqrt(t) (Song et al., arXiv 2010.02502, appendix D.2)."""
-    return (t_start**0.5 + u * (t_end**0.5 - t_start**0.5)) ** 2
-
-
-def logsnr(process: Process, u: np.ndarray, t_start: float, t_end: float) -> np.ndarray:
-    """Equal steps in log(alpha/sigma) (Lu et al., arXiv 2206.00927, section 3.4)."""
-    log_start, log_end = np.log(_noise_ratios(process, t_start, t_end, "logsnr"))
-    return process.host_when(np.ones_like(u), np.exp(log_start + u * (log_end - log_start)))
-
-
-def karras(
-    process: Process, u: np.ndarray, t_start: float, t_end: float, *, rho: float = 7.0
-) -> np.ndarray:
-    """Equal steps in (sigma/alpha)^(1/rho) (Karras et al., arXiv 2206.00364, eq. 5)."""
-    start, end = _noise_ratios(process, t_start, t_end, "karras") ** (1 / rho)
-    return process.host_when(np.ones_like(u), (start + u * (end - start)) ** rho)
-
-
-def _noise_ratios(process: Process, t_start: float, t_end: float, spacing: str) -> np.ndarray:
-    ends = process.host(np.array([t_start, t_end]))
-    if ends.alpha[0] < 1e-10 or ends.sigma[1] == 0:
-        raise UserError(
-            f"{spacing} spacing needs finite logSNR at both ends, but {type(process).__name__} has "
-            f"alpha={ends.alpha[0]:.1e} at t={t_start:g}, sigma={ends.sigma[1]:.1e} at t={t_end:g};"
-            " start at a smaller t_start or use uniform spacing"
-        )
-    return ends.sigma / ends.alpha
+def upward(grid: Grid) -> Grid:
+    """The same nodes from data to noise, for inversion and likelihood; without the data node."""
+    nodes = tuple(node for node in grid.nodes if not node.is_data)
+    return Grid(process=grid.process, nodes=nodes[::-1])

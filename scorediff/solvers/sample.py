@@ -8,13 +8,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from scorediff.counting import counted
 from scorediff.diffusion.process import Process
 from scorediff.errors import UserError
-from scorediff.solvers.grid import Grid, Spacing, logsnr, make_grid
-from scorediff.solvers.table import HISTORY, StepTable
+from scorediff.solvers.grid import Grid, Spacing, make_grid
+from scorediff.solvers.noise import NoiseSource, independent, stream_of
+from scorediff.solvers.spacing import logsnr
+from scorediff.solvers.table import HISTORY, NOISE, StepTable
 from scorediff.types import Array, Cond, DenoiseFn, Key
 
 _PRIOR, _START, _ROWS = 0, 1, 2  # streams of a sample's own key; row k draws from stream _ROWS + k
+_ADJUST = 1 << 20  # and what adjusts row k from _ADJUST + k
 
 
 class Evaluation(NamedTuple):
@@ -25,7 +29,26 @@ class Evaluation(NamedTuple):
     x0_hat: Array
 
 
+class Point(NamedTuple):
+    """What an adjustment sees before each row: the state [b, *d] and where it stands."""
+
+    x: Array
+    t: Array
+    alpha: Array
+    sigma: Array
+    k: Array  # number of the row
+
+
+class Outcome(NamedTuple):
+    """Samples [b, *d], the network evaluations made for each, and what the trace returned."""
+
+    x: Array
+    nfe: Array
+    seen: Any
+
+
 Trace = Callable[[Evaluation], Any]
+Adjust = Callable[[Point, Key], Array]
 Solver = Callable[[Grid], StepTable]
 
 
@@ -42,7 +65,7 @@ def sample_prior(table: StepTable, keys: Key, shape: tuple[int, ...]) -> Array:
     scale, churn = table.start[0], table.start[1]
     sigma = jnp.sqrt(table.sigma[0] ** 2 - churn**2) / scale  # before the first row's churn
     draw = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))
-    return jnp.asarray(sigma, jnp.float32) * draw(_stream(keys, _PRIOR))
+    return jnp.asarray(sigma, jnp.float32) * draw(stream_of(keys, _PRIOR))
 
 
 def sample(
@@ -53,46 +76,111 @@ def sample(
     keys: Key,
     cond: Cond = None,
     trace: Trace | None = None,
+    noise: NoiseSource = independent,
+    adjust: Adjust | None = None,
 ) -> Array | tuple[Array, Any]:
     """Run a table from x [b, *d] at its first node; keys [b] are the samples' own.
 
-    With a trace, returns (samples, what the trace returned at each row, stacked). Compile around it
+    With a trace, returns (samples, what the trace returned at each row, stacked). `adjust` may
+    change the state before each evaluation (Langevin corrector, replacement). Compile around it
     with the table as an argument: then no solver, grid, order, eta or churn of equal NFE compiles
     again.
     """
-    table = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), table)
+    out = run(denoise, table, x, keys=keys, cond=cond, trace=trace, noise=noise, adjust=adjust)
+    return out.x if trace is None else (out.x, out.seen)
 
-    def noise(stream: Array, wanted: Array) -> Array:
+
+def run(
+    denoise: DenoiseFn,
+    table: StepTable,
+    x: Array,
+    *,
+    keys: Key,
+    cond: Cond = None,
+    trace: Trace | None = None,
+    noise: NoiseSource = independent,
+    adjust: Adjust | None = None,
+) -> Outcome:
+    """`sample`, with the network evaluations as they were counted at the network call."""
+    loop = _Loop(denoise, _like(table, x), keys, cond, trace, noise, adjust)
+    carry, seen = jax.lax.scan(loop.row, loop.start(x), jnp.arange(table.nfe))
+    return Outcome(carry.e, carry.nfe, seen)
+
+
+def sample_bounded(
+    denoise: DenoiseFn,
+    table: StepTable,
+    rows: Array,
+    x: Array,
+    *,
+    keys: Key,
+    cond: Cond = None,
+    noise: NoiseSource = independent,
+    adjust: Adjust | None = None,
+) -> Array:
+    """Run the first `rows` rows of a padded table (`table.pad`), a number known only when run.
+
+    One compilation serves every NFE up to the padded length; rows that are not run cost nothing.
+    """
+    loop = _Loop(denoise, _like(table, x), keys, cond, None, noise, adjust)
+    return jax.lax.fori_loop(0, rows, lambda k, carry: loop.row(carry, k)[0], loop.start(x)).e
+
+
+class _Carry(NamedTuple):
+    e: Array
+    b: Array
+    history: tuple[Array, ...]
+    nfe: Array
+
+
+class _Loop(NamedTuple):
+    """What stays the same from row to row."""
+
+    denoise: DenoiseFn
+    table: StepTable
+    keys: Key
+    cond: Cond
+    trace: Trace | None
+    noise: NoiseSource
+    adjust: Adjust | None
+
+    def start(self, x: Array) -> _Carry:
+        scale, churn = self.table.start
+        e = scale * x + churn * self.draw(_START, jnp.full(2, jnp.nan), churn != 0, x)
+        zero = jnp.zeros_like(x)
+        return _Carry(e, zero, (zero,) * HISTORY, jnp.zeros((), jnp.float32))
+
+    def row(self, carry: _Carry, k: Array) -> tuple[_Carry, Any]:
+        table = self.table
+        t, keep, to_e, to_b = table.t[k], table.keep[k], table.e[k], table.b[k]
+        (e, x0_hat), count = counted(lambda: self.evaluate(carry.e, k, t), batch=carry.e.shape[0])
+        history = (keep[0] * e + keep[1] * x0_hat, *carry.history[:-1])
+        noisy = (to_e[NOISE] != 0) | (to_b[NOISE] != 0)
+        registers = (e, carry.b, self.draw(_ROWS + k, table.over[k], noisy, e), *history)
+        seen = None if self.trace is None else self.trace(Evaluation(x=e, t=t, x0_hat=x0_hat))
+        to = (_combine(to_e, registers), _combine(to_b, registers))
+        return _Carry(*to, history, carry.nfe + count), seen
+
+    def evaluate(self, e: Array, k: Array, t: Array) -> tuple[Array, Array]:
+        if self.adjust is not None:
+            point = Point(e, t, self.table.alpha[k], self.table.sigma[k], k)
+            e = self.adjust(point, stream_of(self.keys, _ADJUST + k))
+        return e, counted(lambda: self.denoise(e, t, self.cond), batch=e.shape[0])[0]
+
+    def draw(self, stream: Array, over: Array, wanted: Array, x: Array) -> Array:
         return jax.lax.cond(
-            wanted != 0, lambda: _normal(_stream(keys, stream), x), lambda: jnp.zeros_like(x)
+            wanted,
+            lambda: self.noise(self.keys, stream, over, x),
+            lambda: jnp.zeros_like(x),
         )
 
-    def row(carry, inputs):
-        e, b, history = carry
-        k, t, to_e, to_b = inputs
-        x0_hat = denoise(e, t, cond)
-        history = (x0_hat, *history[:-1])
-        registers = (e, b, noise(_ROWS + k, to_e[2]), *history)
-        seen = None if trace is None else trace(Evaluation(x=e, t=t, x0_hat=x0_hat))
-        return (_combine(to_e, registers), _combine(to_b, registers), history), seen
 
-    e = table.start[0] * x + table.start[1] * noise(_START, table.start[1])
-    carry = (e, jnp.zeros_like(x), (jnp.zeros_like(x),) * HISTORY)
-    inputs = (jnp.arange(table.nfe), table.t[:-1], table.e, table.b)
-    (e, _, _), seen = jax.lax.scan(row, carry, inputs)
-    return e if trace is None else (e, seen)
+def _like(table: StepTable, x: Array) -> StepTable:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), table)
 
 
 def _combine(coefficients: Array, registers: tuple[Array, ...]) -> Array:
     return sum(c * register for c, register in zip(coefficients, registers, strict=True))
-
-
-def _stream(keys: Key, stream) -> Key:
-    return jax.vmap(lambda key: jax.random.fold_in(key, stream))(keys)
-
-
-def _normal(keys: Key, x: Array) -> Array:
-    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
 
 
 @dataclass(frozen=True, kw_only=True)

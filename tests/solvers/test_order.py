@@ -33,6 +33,7 @@ from scorediff.solvers import (
     sample,
     uniform,
 )
+from scorediff.solvers.moments import gaussian_moments
 from tests.oracles import bed_b, testbed
 
 PROCESSES = {
@@ -103,39 +104,13 @@ def test_order_of_the_ode_solvers(process, x64):
         assert abs(slope(errors) - order) < 0.1, (name, errors, slope(errors))
 
 
-def moments(table, variance):
-    """Mean and variance that a table gives 1-D data N(0.7, variance), without Monte-Carlo noise.
-
-    For Gaussian data x0_hat is affine in x, so mean and covariance of all registers propagate
-    exactly.
-    """
-    mean = np.zeros(6)  # e, b, m0..m3
-    cov = np.zeros((6, 6))
-    mean[0], cov[0, 0] = table.alpha[0] * 0.7, table.alpha[0] ** 2 * variance + table.sigma[0] ** 2
-    for k in range(table.nfe):
-        gain = table.alpha[k] * variance / (table.alpha[k] ** 2 * variance + table.sigma[k] ** 2)
-        push = np.zeros((6, 6))
-        push[0, 0] = push[1, 1] = 1
-        push[2, 0] = gain
-        push[3, 2] = push[4, 3] = push[5, 4] = 1
-        offset = np.zeros(6)
-        offset[2] = 0.7 * (1 - gain * table.alpha[k])
-        update = np.eye(6)
-        update[0] = np.delete(table.e[k], 2)
-        update[1] = np.delete(table.b[k], 2)
-        noise = np.zeros(6)
-        noise[0], noise[1] = table.e[k, 2], table.b[k, 2]
-        mean = update @ (push @ mean + offset)
-        cov = update @ push @ cov @ push.T @ update.T + np.outer(noise, noise)
-    return mean[0], cov[0, 0]
-
-
 def moment_errors(table):
     """Errors of mean and variance, summed over data variances, so that no lucky one cancels."""
     total = np.zeros(2)
     for variance in (0.1, 0.8, 3.0):
         exact = table.alpha[-1] * 0.7, table.alpha[-1] ** 2 * variance + table.sigma[-1] ** 2
-        total += np.abs(np.array(moments(table, variance)) - exact)
+        found = gaussian_moments(table, 0.7, variance)
+        total += np.abs(np.array([found.mean[-1], found.variance[-1]]) - exact)
     return total
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from scorediff.diffusion import EDM, VPLinear
 from scorediff.solvers import Grid, ancestral, ddim, dpmpp_multistep, heun, make_grid, sample
-from scorediff.solvers import grid as grids
+from scorediff.solvers import spacing as grids
 from scorediff.solvers.grid import DATA, Node
 from tests.oracles import FIXTURES, bed_a, bed_b, testbed
 
@@ -66,10 +66,11 @@ def follow(run, table):
     e = table.start[0] * first * testbed()[f"z_{run['bed']}"]
     if table.start[1]:
         e = e + table.start[1] * noise(-1)
-    b, history = np.zeros_like(e), [np.zeros_like(e)] * 4
+    b, history = np.zeros_like(e), [np.zeros_like(e)] * 5
     for k in range(table.nfe):
         estimate = x0_hat(jnp.asarray(e), table.alpha[k], table.sigma[k])
-        history = [np.asarray(estimate), *history[:3]]
+        kept = table.keep[k, 0] * e + table.keep[k, 1] * np.asarray(estimate)
+        history = [kept, *history[:4]]
         z = noise(k) if table.e[k, 2] else np.zeros_like(e)
         registers = np.stack([e, b, z, *history])
         e, b = (np.tensordot(row, registers, 1) for row in (table.e[k], table.b[k]))

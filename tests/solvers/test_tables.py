@@ -28,9 +28,10 @@ from scorediff.solvers import (
     uniform,
 )
 from scorediff.solvers.dpm import phi
+from scorediff.solvers.moments import gaussian_moments, transport
 from scorediff.solvers.table import describe
 from tests.oracles import bed_a
-from tests.solvers.test_order import PROCESSES, moments, span
+from tests.solvers.test_order import PROCESSES, span
 
 MARGINAL_SOLVERS = {
     "ddim": ddim,
@@ -48,36 +49,10 @@ CLOCK_SOLVERS = {
 }
 
 
-def transport(table):
-    """What a table makes of x_t = alpha x0 + sigma eps for *known* x0: every x0_hat is x0.
-
-    Returns, at each evaluation and at the end, the coefficient of x0 in e and the variance of the
-    rest.
-    """
-    mean = np.array([table.start[0] * table.alpha[0] * 1.0, 0.0])
-    if tuple(table.start) != (1.0, 0.0):  # churned away from the process's own first node
-        ratio = table.start[0]
-        before = table.alpha[0] / ratio, np.sqrt(table.sigma[0] ** 2 - table.start[1] ** 2) / ratio
-    else:
-        before = table.alpha[0], table.sigma[0]
-    mean = np.array([table.start[0] * before[0], 0.0])
-    cov = np.zeros((2, 2))
-    cov[0, 0] = (table.start[0] * before[1]) ** 2 + table.start[1] ** 2
-    seen = [(mean[0], cov[0, 0])]
-    for k in range(table.nfe):
-        update = np.stack([table.e[k, :2], table.b[k, :2]])
-        known = np.array([table.e[k, 3:].sum(), table.b[k, 3:].sum()])
-        noise = np.array([table.e[k, 2], table.b[k, 2]])
-        mean = update @ mean + known
-        cov = update @ cov @ update.T + np.outer(noise, noise)
-        seen.append((mean[0], cov[0, 0]))
-    return np.array(seen)
-
-
 def check_invariants(table):
     seen = transport(table)
-    np.testing.assert_allclose(seen[:, 0], table.alpha, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(seen[:, 1], table.sigma**2, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(seen.mean, table.alpha, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(seen.variance, table.sigma**2, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -169,8 +144,8 @@ def test_moments_of_many_steps_are_those_of_the_data():
     """Every solver ends in the data's mean and variance; the noise of t_end aside."""
     for solver in (ddim, ancestral, euler_maruyama, heun, partial(heun, churn=30.0)):
         for process in (VPLinear(), SubVP(), EDM(), VE()):
-            mean, var = moments(solver(make_grid(process, karras, 800)), 0.3)
-            np.testing.assert_allclose([mean, var], [0.7, 0.3], rtol=0.03)
+            found = gaussian_moments(solver(make_grid(process, karras, 800)), 0.7, 0.3)
+            np.testing.assert_allclose([found.mean[-1], found.variance[-1]], [0.7, 0.3], rtol=0.03)
 
 
 # --- the loop

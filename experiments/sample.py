@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     wired = experiment.Experiment(config=config, packages=tuple(args.trust))
     out = Path(args.out or Path(args.workdir) / "samples.npz")
     nfe = experiment.sample(wired, args.workdir, n=args.n, seed=args.seed, out=out)
-    print(f"{args.n} samples at {nfe} network evaluations each: {out}")
+    print(f"{args.n} samples at {nfe:g} network evaluations each: {out}")
 
 
 if __name__ == "__main__":

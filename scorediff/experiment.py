@@ -245,13 +245,14 @@ def load(experiment: Experiment, workdir: str | Path) -> tuple[Params, int]:
     return read_params(checkpoints, abstract, profile=experiment.sampling.ema)
 
 
-def sample(experiment: Experiment, workdir: str | Path, *, n: int, seed: int, out: Path) -> int:
+def sample(experiment: Experiment, workdir: str | Path, *, n: int, seed: int, out: Path) -> float:
     """Draw n samples of a trained run into the npz file `out`; returns the NFE of each."""
     params, _ = load(experiment, workdir)
     _, solver = next(experiment.solvers())
     run = experiment.run(params, solver)
-    save_samples(out, run.draw(n, seed))
-    return run.table.nfe
+    samples = run.draw(n, seed)
+    save_samples(out, samples)
+    return samples.nfe
 
 
 def evaluate(experiment: Experiment, workdir: str | Path) -> list[Result]:
@@ -292,7 +293,7 @@ def _result(experiment: Experiment, node: ConfigDict, run: Run, step: int) -> Re
         solver=solver,
         solver_args={k: str(v) if v == math.inf else v for k, v in arguments.items()},
         grid=f"{grid}({inner})" if inner else grid,
-        nfe=run.table.nfe,
+        rows=run.table.nfe,
         guidance_scale=experiment.sampling.guidance_scale,
         **measured._asdict(),
     )

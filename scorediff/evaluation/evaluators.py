@@ -54,7 +54,10 @@ class Run(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """Numbers over seeds, the same measured on real data, and what they are compared with."""
+    """Numbers over seeds, the same measured on real data, and what they are compared with.
+
+    nfe: network evaluations made for each sample, as counted.
+    """
 
     numbers: Mapping[str, Spread]
     floor: Mapping[str, Spread]
@@ -62,6 +65,7 @@ class Measurement(NamedTuple):
     reference_hash: str
     samples: int
     seeds: tuple[int, ...]
+    nfe: float
 
 
 class Evaluator(Protocol):
@@ -115,6 +119,7 @@ class ImageQuality:
             reference_hash=self._reference.statistics.digest(),
             samples=self.samples,
             seeds=self.seeds,
+            nfe=samples.nfe,
         )
 
     def draw(self, run: Run, folder: Path) -> None:
@@ -191,6 +196,7 @@ class PointQuality:
             reference_hash=hash_json(repr(self.distribution)),
             samples=self.samples,
             seeds=self.seeds,
+            nfe=samples.nfe,
         )
 
     def draw(self, run: Run, folder: Path) -> None:

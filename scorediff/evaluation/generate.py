@@ -16,18 +16,19 @@ from scorediff.diffusion.guidance import classifier_free
 from scorediff.errors import UserError
 from scorediff.solvers import Sampler, StepTable, logsnr, sample, sample_keys, sample_prior
 from scorediff.solvers.grid import Spacing
-from scorediff.solvers.sample import Solver
+from scorediff.solvers.sample import Solver, run
 from scorediff.training.files import write_atomic
 from scorediff.training.mesh import batch_sharding, make_mesh
-from scorediff.types import Array, Cond, DenoiseFn, Key, Params
+from scorediff.types import Cond, DenoiseFn, Key, Params
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How a run is sampled: everything but the solver.
 
-    grid, nfe, to_data, t_start, t_end: of `Sampler`. guidance_scale: 1 is off. ema: name of the
-    averaged parameters; None: the raw ones. batch_size: samples drawn at once.
+    grid, nfe, to_data, t_start, t_end: of `Sampler`; nfe is the budget of solver rows, each one
+    call of the guided denoiser, which may call the network twice. guidance_scale: 1 is off. ema:
+    name of the averaged parameters; None: the raw ones. batch_size: samples drawn at once.
     """
 
     grid: Spacing = logsnr
@@ -57,10 +58,14 @@ class Sampling:
 
 
 class Samples(NamedTuple):
-    """What was drawn: x0 [n, *shape] float32, and the classes asked for, [n] or None."""
+    """What was drawn: x0 [n, *shape] float32, and the classes asked for, [n] or None.
+
+    nfe: network evaluations made for each, as counted at the network: a guided pair is two.
+    """
 
     x0: np.ndarray
     labels: np.ndarray | None
+    nfe: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +118,9 @@ class Generator:
             keys, cond = jax.device_put(
                 (sample_keys(key, index), self.cond(index)), batch_sharding(mesh)
             )
-            batches.append(np.asarray(self._run(params, table, keys, cond))[: n - start])
-        return Samples(np.concatenate(batches), self.labels(np.arange(n)))
+            x0, nfe = self._run(params, table, keys, cond)
+            batches.append(np.asarray(x0)[: n - start])
+        return Samples(np.concatenate(batches), self.labels(np.arange(n)), float(nfe))
 
     def trajectory(self, params: Params, table: StepTable, n: int, *, seed: int) -> np.ndarray:
         """x_t at each evaluation and the result, [nfe + 1, n, *shape]; for pictures."""
@@ -126,22 +132,23 @@ class Generator:
     @functools.cached_property
     def _run(self):
         @jax.jit
-        def run(params: Params, table: StepTable, keys: Key, cond: Cond) -> Array:
+        def compiled(params: Params, table: StepTable, keys: Key, cond: Cond):
             x = sample_prior(table, keys, self.shape)
-            return sample(self.denoise(params), table, x, keys=keys, cond=cond)
+            out = run(self.denoise(params), table, x, keys=keys, cond=cond)
+            return out.x, out.nfe
 
-        return run
+        return compiled
 
     @functools.cached_property
     def _traced(self):
         @jax.jit
-        def run(params: Params, table: StepTable, keys: Key, cond: Cond):
+        def compiled(params: Params, table: StepTable, keys: Key, cond: Cond):
             x = sample_prior(table, keys, self.shape)
             return sample(
                 self.denoise(params), table, x, keys=keys, cond=cond, trace=lambda at: at.x
             )
 
-        return run
+        return compiled
 
 
 def save_samples(path: str | os.PathLike, samples: Samples) -> None:

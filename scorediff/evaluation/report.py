@@ -143,7 +143,7 @@ def _summary(workdir: Path, config: Mapping, results: Sequence[Result]) -> Itera
     best = min((r for r in results if "frechet" in r.numbers), key=_distance, default=None)
     if best is None:
         return
-    said = f"Its best samples come from {best.solver} with {best.nfe} network evaluations each: "
+    said = f"Its best samples come from {best.solver} with {best.nfe:g} network evaluations each: "
     said += f"Frechet distance {best.numbers['frechet']}"
     if "frechet" in best.floor:
         said += f" where real images against real images give {best.floor['frechet']}"
@@ -208,8 +208,9 @@ def _numbers(results: Sequence[Result]) -> Iterator[str]:
     yield (
         '<p class="soft">± is the standard deviation over repetitions: '
         f"{escape(', '.join(counts))} with different seeds for the model's numbers, "
-        "different random halves for the floor. NFE: network evaluations a sample, which is "
-        "what sampling costs. Guidance pushes samples towards their class.</p>"
+        "different random halves for the floor. NFE: network evaluations a sample as counted, "
+        "which is what sampling costs; guidance takes two a row of the solver. Guidance pushes "
+        "samples towards their class.</p>"
     )
     held_out = results[-1].floor.get("frechet_test")
     if held_out:
@@ -238,7 +239,7 @@ def _table(names: Sequence[str], results: Sequence[Result]) -> Iterator[str]:
         label = escape(result.solver) + (
             f'<span class="better">{escape(arguments)}</span>' if arguments else ""
         )
-        cells = [label, str(result.nfe), scale]
+        cells = [label, f"{result.nfe:g}", scale]
         cells += [_cell(name, result.numbers[name]) for name in names]
         yield "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
     floor = results[-1].floor

@@ -76,7 +76,8 @@ class Result:
     solver: str
     solver_args: Mapping[str, Any]
     grid: str  # the time grid in words, such as "karras(rho=7)"
-    nfe: int  # network evaluations a sample, as counted
+    nfe: float  # network evaluations a sample, as counted: a guided pair is two
+    rows: int | None = None  # of the solver's table: calls of the guided denoiser
     guidance_scale: float
     guidance_convention: str = GUIDANCE
     samples: int  # for each seed
@@ -87,8 +88,8 @@ class Result:
     floor: Mapping[str, Spread] = dataclasses.field(default_factory=dict)  # real against real
 
     def __post_init__(self):
-        for field in ("step", "nfe"):
-            if getattr(self, field) < 0:
+        for field in ("step", "rows", "nfe"):
+            if (getattr(self, field) or 0) < 0:
                 raise ValueError(f"{field} must not be negative, got {getattr(self, field)}")
         if self.samples < 1 or not self.seeds:
             raise ValueError(f"nothing measured: {self.samples} samples, seeds {self.seeds}")
@@ -99,12 +100,16 @@ class Result:
         arguments = ", ".join(f"{name}={value}" for name, value in self.solver_args.items())
         scale = "off" if self.guidance_scale == 1 else f"scale {self.guidance_scale:g}"
         return (
-            f"{self.solver}({arguments}) on grid {self.grid}, {self.nfe} NFE, guidance {scale} "
+            f"{self.solver}({arguments}) on grid {self.grid}, {self._spent()}, guidance {scale} "
             f"[{self.guidance_convention}], {self.samples} samples x seeds {list(self.seeds)}, "
             f"step {self.step}, EMA {self.ema}, against {self.reference} "
             f"[{self.reference_hash}], config {self.name} [{self.config_hash}], "
             f"code {self.revision or 'without git'}"
         )
+
+    def _spent(self) -> str:
+        rows = "" if self.rows in (None, self.nfe) else f" in {self.rows} solver rows"
+        return f"{self.nfe:g} NFE{rows}"
 
     def __str__(self) -> str:
         def shown(name: str) -> str:

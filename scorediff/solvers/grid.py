@@ -1,10 +1,10 @@
 """The nodes of a solver, and the process's values there; `spacing` says where they lie.
 
-A spacing maps u in [0, 1] to times falling from t_start to t_end. Everything is float64 NumPy,
-worked out on the host. A grid may end in *data*: one more node with alpha = 1 and sigma = 0, which
-the network never sees, since the step to it takes x0_hat itself.
+Everything is float64 NumPy, worked out on the host. A grid may end in *data*: one more node with
+alpha = 1 and sigma = 0, which the network never sees, since the step to it takes x0_hat itself.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -84,12 +84,19 @@ def make_grid(
         raise UserError(f"a grid falls in t, got t_start={t_start}, t_end={t_end}")
     count = n if to_data else n + 1
     u = np.linspace(0, 1, count)
-    t = np.asarray(spacing(process, u, t_start, t_end), np.float64)
-    t[0] = t_start
-    if count > 1:
-        t[-1] = t_end
+    t = _snapped(np.array(spacing(process, u, t_start, t_end), np.float64), t_start, t_end)
+    if not (np.diff(t) < 0).all() or t[-1] < 0:
+        raise UserError(f"the spacing gives times that do not fall towards 0: {t.tolist()}")
     tail = (DATA,) if to_data else ()
     return Grid(process=process, nodes=nodes_at(process, t) + tail)
+
+
+def _snapped(t: np.ndarray, t_start: float, t_end: float) -> np.ndarray:
+    """Ends off by rounding only become those asked for; integer timesteps have their own."""
+    for index, end in ((0, t_start), (-1, t_end)) if len(t) > 1 else ((0, t_start),):
+        if math.isclose(t[index], end, rel_tol=1e-9):
+            t[index] = end
+    return t
 
 
 def upward(grid: Grid) -> Grid:

@@ -83,6 +83,15 @@ def describe_node(node: Mapping | ConfigDict) -> tuple[str, dict[str, Any]]:
     return name, {key: node[key] for key in arguments(node)}
 
 
+def words(value: Any) -> Any:
+    """A node in words, such as "karras(rho=7.0)"; any other value as it is."""
+    if not is_node(value):
+        return value
+    name, given = describe_node(value)
+    inner = ", ".join(f"{key}={words(value)}" for key, value in given.items())
+    return f"{name}({inner})" if inner else name
+
+
 def _node(kind: str, target: Callable, args: Mapping[str, Any], *, complete: bool) -> ConfigDict:
     name = name_of(target)
     title, known = name.split(":")[1], fields(target)

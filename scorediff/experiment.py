@@ -28,7 +28,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from scorediff.config import build, describe_node, to_json
+from scorediff.config import build, describe_node, to_json, words
 from scorediff.data.pipeline import Pipeline
 from scorediff.diffusion import Denoiser, DenoisingLoss
 from scorediff.errors import UserError
@@ -57,6 +57,8 @@ FIELDS = {
     *("name", "seed", "data", "denoiser", "loss", "optimizer", "ema", "train"),
     *("solver", "compare", "sampling", "evaluation"),
 }
+# Of `sampling`: what a result must say beside solver, grid and guidance scale.
+RULES = ("guidance", "guidance_interval", "threshold", "corrector", "noise", "t_start", "t_end")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +122,7 @@ class Experiment:
             denoiser=self.denoiser,
             shape=self.shape,
             null_cond=self.loss.null_cond,
-            guidance_scale=self.sampling.guidance_scale,
-            batch_size=self.sampling.batch_size,
+            sampling=self.sampling,
         )
 
     def init_params(self, key: Key) -> Params:
@@ -145,7 +146,7 @@ class Experiment:
 
     def run(self, params: Params, solver: Solver) -> Run:
         """Parameters with one solver, ready to be sampled and measured."""
-        table = self.sampling.sampler(solver).table(self.denoiser.process)
+        table = self.sampling.table(solver, self.denoiser.process)
         return Run(self.generator, params, table)
 
     def check_data(self) -> None:
@@ -166,7 +167,7 @@ class Experiment:
             raise UserError(f"config.sampling.ema: no average is called {ema!r}; there is {kept}")
         _ = self.generator, self.evaluator
         for _, solver in self.solvers():
-            self.sampling.sampler(solver).table(self.denoiser.process)
+            self.sampling.table(solver, self.denoiser.process)
 
 
 def train(experiment: Experiment, workdir: str | Path) -> None:
@@ -281,8 +282,7 @@ def draw_loss(folder: Workdir) -> None:
 def _result(experiment: Experiment, node: ConfigDict, run: Run, step: int) -> Result:
     measured = experiment.evaluator.measure(run)
     solver, arguments = describe_node(node)
-    grid, grid_arguments = describe_node(experiment.config.sampling.grid)
-    inner = ", ".join(f"{name}={value}" for name, value in grid_arguments.items())
+    sampling = experiment.config.sampling
     text = to_json(experiment.config)
     return Result(
         name=experiment.config.name,
@@ -291,8 +291,9 @@ def _result(experiment: Experiment, node: ConfigDict, run: Run, step: int) -> Re
         step=step,
         ema=experiment.sampling.ema or "none",
         solver=solver,
-        solver_args={k: str(v) if v == math.inf else v for k, v in arguments.items()},
-        grid=f"{grid}({inner})" if inner else grid,
+        solver_args={k: str(v) if v == math.inf else words(v) for k, v in arguments.items()},
+        grid=words(sampling.grid),
+        rules={name: str(words(sampling[name])) for name in RULES if name in sampling},
         rows=run.table.nfe,
         guidance_scale=experiment.sampling.guidance_scale,
         **measured._asdict(),

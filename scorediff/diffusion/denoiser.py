@@ -14,10 +14,12 @@ from scorediff.counting import record
 from scorediff.diffusion import target as targets
 from scorediff.diffusion.process import Marginal, Process
 from scorediff.diffusion.target import Target
+from scorediff.errors import UserError
 from scorediff.types import Array, Cond, DenoiseFn, Key, Network, Params
 
 ScaleIn = Callable[[Marginal], Array]
 NoiseIn = Callable[[Array, Marginal], Array]
+VarianceFn = Callable[[Array, Array, Cond], tuple[Array, Array]]  # like a DenoiseFn: (x0_hat, v)
 
 
 def unscaled(m: Marginal) -> Array:
@@ -42,13 +44,18 @@ def log_noise(t: Array, m: Marginal, *, scale: float = 0.25) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
-    """A network with the process it was trained on and the conventions that connect the two."""
+    """A network with the process it was trained on and the conventions that connect the two.
+
+    learned_variance: the network answers with twice the channels of x, and the second half says
+      which variance a step of ancestral sampling should have (ADM, DiT; see `bind_variance`).
+    """
 
     network: Network
     process: Process
     target: Target = targets.eps
     scale_in: ScaleIn = unscaled
     noise_in: NoiseIn = scaled_time
+    learned_variance: bool = False
 
     def init(self, key: Key, x: Array, cond: Cond = None) -> Params:
         """Initial parameters for inputs shaped like x [b, *d]."""
@@ -73,8 +80,35 @@ class Denoiser:
         """This network as `(x [b, *d], t [b] or [], cond) -> x0_hat [b, *d]`."""
 
         def denoise(x: Array, t: Array, cond: Cond = None) -> Array:
-            t = jnp.broadcast_to(t, x.shape[:1]).astype(x.dtype)
-            y = self.predict(params, x, t, cond)
-            return targets.solve(self.target, self.process(t).expand(x), x, y)[0]
+            return self._estimate(params, x, t, cond)[0]
 
         return denoise
+
+    def bind_variance(self, params: Params) -> VarianceFn:
+        """This network as `(x, t, cond) -> (x0_hat, v)`, v [b, *d] from its second half r.
+
+        v = (r + 1) / 2 chooses between the two variances of a step (Nichol & Dhariwal, arXiv
+        2102.09672, eq. 15): 0 the posterior's, 1 the forward step's. As there, r is not held within
+        [-1, 1].
+        """
+        if not self.learned_variance:
+            raise UserError("bind_variance needs a Denoiser with learned_variance=True")
+
+        def denoise(x: Array, t: Array, cond: Cond = None) -> tuple[Array, Array]:
+            x0_hat, r = self._estimate(params, x, t, cond)
+            return x0_hat, (r + 1) / 2
+
+        return denoise
+
+    def _estimate(self, params: Params, x: Array, t: Array, cond: Cond) -> tuple[Array, Array]:
+        """x0_hat, and the rest of the answer: the second half of the channels, or none of them."""
+        t = jnp.broadcast_to(t, x.shape[:1]).astype(x.dtype)
+        y = self.predict(params, x, t, cond)
+        channels = (2 if self.learned_variance else 1) * x.shape[-1]
+        if y.shape[-1] != channels:
+            raise UserError(
+                f"with learned_variance={self.learned_variance} the network should answer x of "
+                f"shape {x.shape} with {channels} channels, but its answer has {y.shape[-1]}"
+            )
+        y, rest = jnp.split(y, [x.shape[-1]], axis=-1)
+        return targets.solve(self.target, self.process(t).expand(x), x, y)[0], rest

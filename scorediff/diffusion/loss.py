@@ -10,6 +10,7 @@ from scorediff.diffusion.process import expand_to
 from scorediff.diffusion.target import determinant
 from scorediff.diffusion.times import TimeSampler
 from scorediff.diffusion.weighting import Weighting, eps_uniform
+from scorediff.errors import UserError
 from scorediff.types import Array, Batch, Cond, Draws, Metrics, Params
 
 _TIMES, _NOISE, _DROP_COND, _DROPOUT = range(4)  # streams of a step's randomness
@@ -34,6 +35,8 @@ class DenoisingLoss:
     drop_rate: float = 0.0
 
     def __post_init__(self):
+        if self.denoiser.learned_variance:
+            raise UserError("DenoisingLoss trains no learned variance; set learned_variance=False")
         if not 0 <= self.drop_rate < 1:
             raise ValueError(f"drop_rate must be in [0, 1), got {self.drop_rate}")
         missing = set(self.cond_keys) - set(self.null_cond)

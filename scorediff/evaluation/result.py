@@ -20,6 +20,7 @@ from scorediff.errors import StorageError
 from scorediff.training.files import storing
 
 GUIDANCE = "x0 = null + scale (conditional - null); scale 1 is off"
+AT_REST = ("classifier_free", "independent")  # rules that need no mention
 
 
 def hash_json(value: Any) -> str:
@@ -80,6 +81,7 @@ class Result:
     rows: int | None = None  # of the solver's table: calls of the guided denoiser
     guidance_scale: float
     guidance_convention: str = GUIDANCE
+    rules: Mapping[str, str] = dataclasses.field(default_factory=dict)  # sampling's other choices
     samples: int  # for each seed
     seeds: tuple[int, ...]
     reference: str  # what the samples are compared with, in words
@@ -101,11 +103,17 @@ class Result:
         scale = "off" if self.guidance_scale == 1 else f"scale {self.guidance_scale:g}"
         return (
             f"{self.solver}({arguments}) on grid {self.grid}, {self._spent()}, guidance {scale} "
-            f"[{self.guidance_convention}], {self.samples} samples x seeds {list(self.seeds)}, "
+            f"[{self.guidance_convention}]{self._ruled()}, "
+            f"{self.samples} samples x seeds {list(self.seeds)}, "
             f"step {self.step}, EMA {self.ema}, against {self.reference} "
             f"[{self.reference_hash}], config {self.name} [{self.config_hash}], "
             f"code {self.revision or 'without git'}"
         )
+
+    def _ruled(self) -> str:
+        """The rules that are not at rest, as text."""
+        said = {k: v for k, v in self.rules.items() if v not in ("None", *AT_REST)}
+        return "".join(f", {name} {value}" for name, value in said.items())
 
     def _spent(self) -> str:
         rows = "" if self.rows in (None, self.nfe) else f" in {self.rows} solver rows"

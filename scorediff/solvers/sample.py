@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scorediff.counting import counted
+from scorediff.counting import counted, measured, record
 from scorediff.diffusion.process import Process
 from scorediff.errors import UserError
 from scorediff.solvers.grid import Grid, Spacing, make_grid
@@ -17,8 +17,8 @@ from scorediff.solvers.spacing import logsnr
 from scorediff.solvers.table import HISTORY, NOISE, StepTable
 from scorediff.types import Array, Cond, DenoiseFn, Key
 
-_PRIOR, _START, _ROWS = 0, 1, 2  # streams of a sample's own key; row k draws from stream _ROWS + k
-_ADJUST = 1 << 20  # and what adjusts row k from _ADJUST + k
+# Streams of a sample's own key; row k draws from ROWS + k, and what adjusts it from _ADJUST + k.
+_PRIOR, _START, ROWS, _ADJUST = 0, 1, 2, 1 << 20
 
 
 class Evaluation(NamedTuple):
@@ -104,6 +104,7 @@ def run(
     """`sample`, with the network evaluations as they were counted at the network call."""
     loop = _Loop(denoise, _like(table, x), keys, cond, trace, noise, adjust)
     carry, seen = jax.lax.scan(loop.row, loop.start(x), jnp.arange(table.nfe))
+    record(carry.nfe * x.shape[0])
     return Outcome(carry.e, carry.nfe, seen)
 
 
@@ -153,10 +154,10 @@ class _Loop(NamedTuple):
     def row(self, carry: _Carry, k: Array) -> tuple[_Carry, Any]:
         table = self.table
         t, keep, to_e, to_b = table.t[k], table.keep[k], table.e[k], table.b[k]
-        (e, x0_hat), count = counted(lambda: self.evaluate(carry.e, k, t), batch=carry.e.shape[0])
+        (e, x0_hat), count = measured(lambda: self.evaluate(carry.e, k, t), carry.e.shape[0])
         history = (keep[0] * e + keep[1] * x0_hat, *carry.history[:-1])
         noisy = (to_e[NOISE] != 0) | (to_b[NOISE] != 0)
-        registers = (e, carry.b, self.draw(_ROWS + k, table.over[k], noisy, e), *history)
+        registers = (e, carry.b, self.draw(ROWS + k, table.over[k], noisy, e), *history)
         seen = None if self.trace is None else self.trace(Evaluation(x=e, t=t, x0_hat=x0_hat))
         to = (_combine(to_e, registers), _combine(to_b, registers))
         return _Carry(*to, history, carry.nfe + count), seen

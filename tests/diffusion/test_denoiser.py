@@ -1,4 +1,4 @@
-"""The denoiser, its loss and classifier-free guidance against exact answers."""
+"""The denoiser, its loss and conditions against exact answers."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from scorediff.data.toy import Gaussian, pinwheel
+from scorediff.data.toy import Gaussian
 from scorediff.diffusion import (
     EDM,
     Denoiser,
@@ -20,7 +20,6 @@ from scorediff.diffusion import (
     weighting,
 )
 from scorediff.diffusion.denoiser import log_noise, unit_variance
-from scorediff.diffusion.guidance import classifier_free
 from scorediff.types import Draws
 
 GAUSSIAN = Gaussian(mean=(0.4, -0.3), stds=(0.7, 0.2))
@@ -162,60 +161,3 @@ def test_conditions_are_dropped_at_the_rate_asked_for():
 def test_mistakes_are_named(options):
     with pytest.raises(ValueError, match=r"1\.5|y"):
         loss_of(target.eps, weighting.eps_uniform, **options)
-
-
-# Guidance
-
-
-def mixture():
-    return pinwheel(num_classes=3)
-
-
-def points(n=30):
-    x = jax.random.normal(jax.random.key(0), (n, 2))
-    return x, {"label": jnp.arange(n) % 3}
-
-
-def guided(scale):
-    return classifier_free(mixture().denoiser(VPLinear()), null_cond={"label": 3}, scale=scale)
-
-
-def test_scale_one_is_the_same_function():
-    denoise = mixture().denoiser(VPLinear())
-    assert classifier_free(denoise, null_cond={"label": 3}, scale=1.0) is denoise
-
-
-def test_scale_zero_is_unconditional():
-    x, cond = points()
-    t = jnp.asarray(0.3)
-    exact = mixture().denoiser(VPLinear())(x, t)
-    np.testing.assert_allclose(guided(0.0)(x, t, cond), exact, rtol=1e-4, atol=1e-5)
-
-
-def test_guided_score_is_its_closed_form():
-    """score + (scale - 1) grad log p(class | x), the gradient taken by autodiff."""
-    x, cond = points()
-    process, scale, bed = VPLinear(), 2.5, mixture()
-    t = jnp.asarray(0.3)
-    m = process(t)
-
-    def log_class(x, label):
-        given = bed.logpdf(x[None], m.alpha, m.sigma, {"label": label[None]})
-        return (given - bed.logpdf(x[None], m.alpha, m.sigma))[0]
-
-    pull = jax.vmap(jax.grad(log_class))(x, cond["label"])
-    exact = bed.score(x, m.alpha, m.sigma, cond) + (scale - 1) * pull
-    found = (m.alpha * guided(scale)(x, t, cond) - x) / m.sigma**2
-    np.testing.assert_allclose(found, exact, rtol=2e-3, atol=2e-3)
-
-
-def test_guidance_is_one_doubled_evaluation():
-    sizes = []
-
-    def denoise(x, t, cond=None):
-        sizes.append(x.shape[0])
-        return x
-
-    x, cond = points(6)
-    classifier_free(denoise, null_cond={"label": 3}, scale=2.0)(x, jnp.full((6,), 0.5), cond)
-    assert sizes == [12]

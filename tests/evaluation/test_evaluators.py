@@ -40,11 +40,10 @@ def exact_run(params=1.0, *, process=PROCESS, distribution=POINTS, classes=CLASS
         denoiser=Exact(process=process, distribution=distribution),
         shape=options.pop("shape", (2,)),
         null_cond={} if classes is None else {"label": classes},
-        batch_size=500,
-        **options,
+        sampling=Sampling(batch_size=500, **options),
     )
     grid = karras if process is PROCESS else uniform
-    table = Sampling(grid=grid, nfe=99).sampler(heun).table(process)
+    table = Sampling(grid=grid, nfe=99).table(heun, process)
     return Run(generate, jnp.float32(params), table)
 
 

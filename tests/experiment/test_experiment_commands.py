@@ -61,7 +61,8 @@ def test_every_result_carries_its_protocol(evaluated):
     results = read_results(workdir / "results.jsonl")
     assert [r.solver for r in results] == ["ddim", "ancestral", "dpmpp_multistep", "heun"]
     # two evaluations for each of Heun's first two steps and one for the last, to data
-    assert [r.nfe for r in results] == [5, 5, 5, 5]
+    assert [r.rows for r in results] == [5, 5, 5, 5]
+    assert [r.nfe for r in results] == [10, 10, 10, 10]  # each with and without its class
     for result in results:
         assert (result.guidance_scale, result.seeds, result.samples) == (1.5, (0, 1), 80)
         assert (result.step, result.ema, result.grid) == (STEPS, "main", "logsnr")
@@ -87,7 +88,7 @@ def test_sampling_needs_the_saved_config_only(undisturbed, tmp_path):
         cwd=tmp_path, data_dir=tmp_path / "none",
     )  # fmt: skip
     assert (code, errors) == (0, [])
-    assert out == "12 samples at 5 network evaluations each: elsewhere/samples.npz\n"
+    assert out == "12 samples at 10 network evaluations each: elsewhere/samples.npz\n"
     with np.load(workdir / "samples.npz", allow_pickle=False) as file:
         assert file["x0"].shape == (12, 8, 8, 1) and file["x0"].dtype == np.float32
         assert np.isfinite(file["x0"]).all()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scorediff.diffusion import Denoiser
-from scorediff.evaluation.generate import Generator
+from scorediff.evaluation.generate import Generator, Sampling
 from scorediff.experiment import load
 from scorediff.solvers import (
     Sampler,
@@ -65,8 +65,7 @@ def digits(undisturbed):
             denoiser=counted,
             shape=experiment.shape,
             null_cond=experiment.loss.null_cond,
-            guidance_scale=1.5,
-            batch_size=batch_size,
+            sampling=Sampling(guidance_scale=1.5, batch_size=batch_size),
         )
     )
     return make, params, traces

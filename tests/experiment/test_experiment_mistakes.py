@@ -271,7 +271,7 @@ def test_samples_that_cannot_be_written_leave_the_old_ones(tmp_path):
 
     noise = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
     (tmp_path / "file").write_text("x")
-    samples = Samples(x0=jax.device_get(noise), labels=None)
+    samples = Samples(x0=jax.device_get(noise), labels=None, nfe=5)
     line = refused(lambda: save_samples(tmp_path / "file" / "s.npz", samples), StorageError)
     assert str(tmp_path / "file" / "s.npz") in line
     save_samples(tmp_path / "s.npz", samples)

@@ -1,83 +1,151 @@
-"""DPM-Solver++ multistep: the exact solution of the linear part, a polynomial for x0_hat.
+"""DPM-Solver and DPM-Solver++ multistep, orders 1 to 3, as ODE or SDE solvers.
 
-In lambda = log(alpha/sigma) the probability-flow ODE has the exact solution (Lu et al., arXiv
-2211.01095, eq. 9)
+Both extrapolate the network's last answers through the exact solution of `exponential`: eps_hat
+(DPM-Solver, equation 2 there) or x0_hat (DPM-Solver++, equation 1). With the moments M_i of
+equation (3), order 2 has two published forms,
 
-    x' = (sigma'/sigma) x + alpha' int_0^h e^-(h-s) x0_hat(lambda + s) ds,      h = lambda' -
-    lambda.       (1)
+    taylor:     M_0, M_1;        midpoint:    M_0, M_0/2   (the line, read at the step's middle).
 
-Order k replaces x0_hat along the step by a polynomial through the last k evaluations. With
-phi_1(h) = (1 - e^-h)/h and the further phi_k, a Taylor term x0^(j) s^j/j! integrates to
-h^(j+1) phi_(j+1)(h).
+Order 3 has M_0, M_1, M_2. The published codes halve its second difference, so they have M_2/2 and
+are of second order.
 """
 
-import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, get_args
 
 import numpy as np
 
 from scorediff.errors import UserError
+from scorediff.solvers.exponential import (
+    Prediction,
+    Scheme,
+    Step,
+    check_choice,
+    form_of,
+    multistep,
+    step_orders,
+    weights,
+)
 from scorediff.solvers.grid import Grid, Node
-from scorediff.solvers.table import Row, StepTable, denoise_to_data, linear, make_table
+from scorediff.solvers.table import StepTable
+
+Form = Literal["midpoint", "taylor"]
+ThirdOrder = Literal["consistent", "published", "diffusers_sde"]
 
 
-def dpmpp_multistep(grid: Grid, *, order: int = 2, lower_order_final: bool = True) -> StepTable:
-    """DPM-Solver++ of order 1, 2 or 3, one evaluation a step (arXiv 2211.01095, algorithm 2).
+def dpmpp_multistep(
+    grid: Grid,
+    *,
+    order: int = 2,
+    eta: float = 0.0,
+    form: Form = "midpoint",
+    third_order: ThirdOrder = "consistent",
+    lower_order_final: bool = True,
+    orders: tuple[int, ...] | None = None,
+    noise_scale: float = 1.0,
+) -> StepTable:
+    """DPM-Solver++ multistep, one evaluation a step (Lu et al., arXiv 2211.01095, algorithm 2).
 
     Warms up with orders 1, 2, ... The step to data is always of order 1; with `lower_order_final`,
     the default, the order also falls to 1 towards the end (min(order, steps left)), which matters
     at 5 to 20 evaluations and costs the asymptotic order of order 3.
 
-    Order 2 is the published midpoint form. Order 3 takes the full quadratic through three
-    evaluations, and is of third order; the published code halves its second difference and is of
-    second.
+    eta: the noise added, as a multiple of ancestral sampling's rate: 0 is the ODE, 1 the paper's
+      SDE-DPM-Solver++ (its section 5); any eta is k-diffusion's 2M and 3M SDE. At order 1 eta = 1
+      is `ancestral`.
+    form: of order-2 steps, those of the warm-up included.
+    third_order: consistent, or the published codes' half second difference, which is of second
+      order. diffusers_sde is diffusers' sde-dpmsolver++ with its wrong sign (M_2/2 - 1), so that
+      errors can grow with the number of steps; only for comparison, with eta > 0.
+    orders: the order of each step, in place of warm-up and lower_order_final.
+    noise_scale: multiplies the noise (s_noise of k-diffusion).
     """
-    if order not in (1, 2, 3):
-        raise UserError(f"dpmpp_multistep: order must be 1, 2 or 3, got {order}")
-    rows, past = [], []
-    for k, (now, new) in enumerate(grid.steps()):
-        past = [now, *past[: order - 1]]
-        left = len(grid) - k if lower_order_final else order
-        rows.append(_step(past[: max(1, min(order, left))], new))
-    return make_table(rows, grid.nodes[-1])
-
-
-def _step(past: list[Node], new: Node) -> Row:
-    """The row at past[0], whose x0_hat is extrapolated from all of `past`, newest first."""
-    now = past[0]
-    if new.is_data:
-        return denoise_to_data(now)
-    keep = new.sigma / now.sigma
-    weight = new.alpha - keep * now.alpha  # alpha' (1 - e^-h), finite also where h is infinite
-    if len(past) == 1 or now.alpha == 0:
-        return Row(now, e=linear(e=keep, m=(weight,)))
-    h = new.logsnr_half - now.logsnr_half
-    backs = [now.logsnr_half - node.logsnr_half for node in past[1:]]
-    if len(past) == 2:
-        half = 0.5 * weight * h / backs[0]
-        return Row(now, e=linear(e=keep, m=(weight + half, -half)))
-    return Row(now, e=linear(e=keep, m=tuple(new.alpha * _quadratic_weights(h, *backs))))
-
-
-def _quadratic_weights(h: float, near: float, far: float) -> np.ndarray:
-    """Integrals of equation (1) of the Lagrange polynomials on s = 0, -near, -far.
-
-    A node at infinite distance (alpha = 0) drops out, which leaves the line through the other two.
-    """
-    one, two, three = h * phi(1, h), h**2 * phi(2, h), h**3 * phi(3, h)
-    if math.isinf(far):
-        return np.array([one + two / near, -two / near, 0.0])
-    # slope and second derivative at s = 0 of each polynomial, from divided differences
-    slopes = np.array(
-        [1 / near + 1 / far, -far / (near * (far - near)), near / (far * (far - near))]
+    return _multistep(
+        "dpmpp_multistep",
+        grid,
+        "x0",
+        order=order,
+        eta=eta,
+        form=form,
+        third_order=third_order,
+        lower_order_final=lower_order_final,
+        orders=orders,
+        noise_scale=noise_scale,
     )
-    bends = 2 * np.array([1 / (near * far), -1 / (near * (far - near)), 1 / (far * (far - near))])
-    return np.array([one, 0.0, 0.0]) + two * slopes + three * bends
 
 
-def phi(k: int, h: float) -> float:
-    """int_0^1 e^-(h (1-s)) s^(k-1)/(k-1)! ds, by its series where recursion would cancel."""
-    if h < 1:
-        return sum((-h) ** j / math.factorial(j + k) for j in range(20))
-    if k == 1:
-        return -math.expm1(-h) / h
-    return (1 / math.factorial(k - 1) - phi(k - 1, h)) / h
+def dpm_multistep(
+    grid: Grid,
+    *,
+    order: int = 2,
+    eta: float = 0.0,
+    form: Form = "midpoint",
+    third_order: ThirdOrder = "consistent",
+    lower_order_final: bool = True,
+    orders: tuple[int, ...] | None = None,
+    noise_scale: float = 1.0,
+) -> StepTable:
+    """DPM-Solver multistep, which extrapolates eps_hat (Lu et al., arXiv 2206.00927, 2211.01095).
+
+    Options as in `dpmpp_multistep`; eta = 1 is SDE-DPM-Solver. Unlike the data form, the SDE adds a
+    little variance at each step: the noise form is exact for constant eps_hat, but new noise
+    changes eps_hat. Refuses a first node with alpha = 0, whose eps_hat says nothing of the data.
+    """
+    return _multistep(
+        "dpm_multistep",
+        grid,
+        "eps",
+        order=order,
+        eta=eta,
+        form=form,
+        third_order=third_order,
+        lower_order_final=lower_order_final,
+        orders=orders,
+        noise_scale=noise_scale,
+    )
+
+
+def _multistep(
+    solver: str,
+    grid: Grid,
+    prediction: Prediction,
+    *,
+    order: int,
+    eta: float,
+    form: Form,
+    third_order: ThirdOrder,
+    lower_order_final: bool,
+    orders: Sequence[int] | None,
+    noise_scale: float,
+) -> StepTable:
+    check_choice(solver, "form", form, get_args(Form))
+    check_choice(solver, "third_order", third_order, get_args(ThirdOrder))
+    if eta < 0:
+        raise UserError(f"{solver}: eta must be at least 0, got {eta}")
+    if third_order == "diffusers_sde" and not eta:
+        raise UserError(f"{solver}: third_order='diffusers_sde' is of the SDE, but eta=0")
+    exact, keep = form_of(solver, prediction, grid)
+
+    def advance(now: Node, new: Node) -> Step:
+        step = exact(now, new, eta=eta)
+        return step._replace(noise=noise_scale * step.noise)
+
+    predict = partial(extrapolate, form=form, third_order=third_order)
+    scheme = Scheme(advance=advance, keep=keep, predict=predict)
+    plan = step_orders(
+        solver, grid, order=order, highest=3, lower_order_final=lower_order_final, orders=orders
+    )
+    return multistep(grid, scheme, plan)
+
+
+def extrapolate(
+    step: Step, u: Sequence[float], *, form: Form, third_order: ThirdOrder
+) -> np.ndarray:
+    """Weights of one, two or three values, with the moments that the options name."""
+    moments = step.moments[: len(u)].copy()
+    if len(u) == 2 and form == "midpoint":
+        moments[1] = moments[0] / 2
+    if len(u) == 3 and third_order != "consistent":
+        moments[2] = moments[2] / 2 - (third_order == "diffusers_sde")
+    return weights(moments, u)

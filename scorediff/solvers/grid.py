@@ -86,7 +86,8 @@ def make_grid(
     u = np.linspace(0, 1, count)
     t = _snapped(np.array(spacing(process, u, t_start, t_end), np.float64), t_start, t_end)
     if not (np.diff(t) < 0).all() or t[-1] < 0:
-        raise UserError(f"the spacing gives times that do not fall towards 0: {t.tolist()}")
+        shown = ", ".join(f"{time:.5g}" for time in t[:8])
+        raise UserError(f"the spacing gives times that do not fall towards 0: {shown} ...")
     tail = (DATA,) if to_data else ()
     return Grid(process=process, nodes=nodes_at(process, t) + tail)
 
@@ -94,7 +95,7 @@ def make_grid(
 def _snapped(t: np.ndarray, t_start: float, t_end: float) -> np.ndarray:
     """Ends off by rounding only become those asked for; integer timesteps have their own."""
     for index, end in ((0, t_start), (-1, t_end)) if len(t) > 1 else ((0, t_start),):
-        if math.isclose(t[index], end, rel_tol=1e-9):
+        if math.isclose(t[index], end, rel_tol=1e-9, abs_tol=1e-12):
             t[index] = end
     return t
 

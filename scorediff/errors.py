@@ -5,6 +5,8 @@ ours, keeps its traceback and ends with 70. The codes follow sysexits where it h
 that a launcher can tell what is worth a retry: 2 and 65 never, 74 later, 75 at once.
 """
 
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A mistake that one line can explain: what, where, and what to do about it."""
@@ -28,3 +30,10 @@ class Preempted(UserError):
     """Asked to stop (SIGTERM); everything is saved and the same command goes on from there."""
 
     code = 75
+
+
+def check_choice(where: str, value: object, choices: Iterable[object]) -> None:
+    """UserError where a named choice is none of `choices`; `where` says which option it is."""
+    if value not in choices:
+        names = ", ".join(map(str, choices))
+        raise UserError(f"{where} must be one of {names}, got {value!r}")

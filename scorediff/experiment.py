@@ -31,11 +31,13 @@ from PIL import Image
 from scorediff.config import build, describe_node, to_json, words
 from scorediff.data.pipeline import Pipeline
 from scorediff.diffusion import Denoiser, DenoisingLoss
+from scorediff.diffusion.target import check_determined
 from scorediff.errors import UserError
 from scorediff.evaluation import pictures
 from scorediff.evaluation.evaluators import Evaluator, Run
 from scorediff.evaluation.generate import Generator, Sampling, save_samples
 from scorediff.evaluation.result import Result, append_result, git_revision, hash_json
+from scorediff.solvers import StepTable
 from scorediff.solvers.sample import Solver
 from scorediff.training import mesh as meshes
 from scorediff.training.checkpoint import Checkpoints
@@ -146,8 +148,14 @@ class Experiment:
 
     def run(self, params: Params, solver: Solver) -> Run:
         """Parameters with one solver, ready to be sampled and measured."""
-        table = self.sampling.table(solver, self.denoiser.process)
-        return Run(self.generator, params, table)
+        return Run(self.generator, params, self.table(solver))
+
+    def table(self, solver: Solver) -> StepTable:
+        """The solver's table, at whose times the model's predictions determine x0_hat."""
+        process, target = self.denoiser.process, self.denoiser.target
+        table = self.sampling.table(solver, process)
+        check_determined("config.denoiser.target", process, target, table.t[:-1])
+        return table
 
     def check_data(self) -> None:
         """UserError where the data set's examples do not fit the config's shape."""
@@ -167,7 +175,7 @@ class Experiment:
             raise UserError(f"config.sampling.ema: no average is called {ema!r}; there is {kept}")
         _ = self.generator, self.evaluator
         for _, solver in self.solvers():
-            self.sampling.table(solver, self.denoiser.process)
+            self.table(solver)
 
 
 def train(experiment: Experiment, workdir: str | Path) -> None:

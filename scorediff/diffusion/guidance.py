@@ -26,7 +26,6 @@ from numbers import Real
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from scorediff.diffusion import target as targets
 from scorediff.diffusion.conditions import (
@@ -38,12 +37,11 @@ from scorediff.diffusion.conditions import (
 )
 from scorediff.diffusion.denoiser import VarianceFn
 from scorediff.diffusion.process import Marginal, Process, expand_to
-from scorediff.diffusion.target import Target, determinant
+from scorediff.diffusion.target import Target, check_determined, determinant
 from scorediff.errors import UserError
 from scorediff.types import Array, Cond, DenoiseFn
 
 _TINY = 1e-20  # below every squared norm that matters; keeps 0/0 out of values and derivatives
-_NO_DETERMINANT = 1e-6
 
 Scale = float | Array
 
@@ -179,7 +177,7 @@ def rescaled(
     _check_scale("rescaled", scale)
     if not 0 <= phi <= 1:
         raise UserError(f"rescaled: phi must be in [0, 1], got {phi}")
-    check_determined("rescaled", process, target)
+    check_determined("rescaled", process, target, (process.t_min, process.t_max))
     if phi == 0 or _is(scale, 1):
         return classifier_free(denoise, null_cond=null_cond, scale=scale)
 
@@ -204,7 +202,7 @@ def cfg_zero(
     Its other half, `zero_init`, is a rule of its own: zero_init(cfg_zero(...), ...).
     """
     _check_scale("cfg_zero", scale)
-    check_determined("cfg_zero", process, targets.velocity)
+    check_determined("cfg_zero", process, targets.velocity, (process.t_min, process.t_max))
     if _is(scale, 1):
         return denoise
 
@@ -218,18 +216,6 @@ def cfg_zero(
         return _x0_hat(targets.velocity, m, x, u + _per_sample(scale, x) * (c - u))
 
     return guided
-
-
-def check_determined(rule: str, process: Process, target: Target) -> None:
-    """Refuse a target that does not determine x0_hat at both ends of the process."""
-    times = np.array([process.t_min, process.t_max])
-    for t, det in zip(times, np.asarray(determinant(target, process.host(times))), strict=True):
-        if not (np.isfinite(det) and abs(det) > _NO_DETERMINANT):
-            raise UserError(
-                f"{rule}: {getattr(target, '__name__', 'the target')} does not determine x0_hat at "
-                f"t={t:g} of {type(process).__name__} (determinant {det:.1g}); end the process "
-                "before, or choose another target"
-            )
 
 
 def _prediction(target: Target, m: Marginal, x: Array, x0_hat: Array) -> Array:

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from scorediff.counting import either, record
 from scorediff.diffusion import target as targets
 from scorediff.diffusion.conditions import evaluate
-from scorediff.diffusion.guidance import check_determined
 from scorediff.diffusion.process import Process, expand_to
 from scorediff.errors import UserError
 from scorediff.types import Array, Cond, DenoiseFn
@@ -59,7 +58,7 @@ def zero_init(denoise: DenoiseFn, *, process: Process, above: float) -> DenoiseF
     """
     if not math.isfinite(above):
         raise UserError(f"zero_init: above must be a time, got {above}")
-    check_determined("zero_init", process, targets.velocity)
+    targets.check_determined("zero_init", process, targets.velocity, (process.t_min, process.t_max))
 
     def started(x: Array, t: Array, cond: Cond = None) -> Array:
         def still() -> Array:

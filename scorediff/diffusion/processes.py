@@ -220,7 +220,7 @@ class Trigonometric(Process):
     t_min: float = 1e-4
 
     def alpha(self, t: Array) -> Array:
-        return jnp.cos(0.5 * jnp.pi * t)
+        return jnp.sin(0.5 * jnp.pi * (1 - t))  # the cosine, exactly 0 at t = 1
 
     def sigma(self, t: Array) -> Array:
         return jnp.sin(0.5 * jnp.pi * t)

@@ -13,14 +13,18 @@ An error dy in the prediction is an error dx0 = -sigma dy / det, hence the relat
 on which `weighting` builds. To add a target, write a function from `Marginal` to its row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
+import numpy as np
 
-from scorediff.diffusion.process import Marginal
+from scorediff.diffusion.process import Marginal, Process
+from scorediff.errors import UserError
 from scorediff.types import Array
 
 Target = Callable[[Marginal], tuple[Array, Array]]
+
+_NO_DETERMINANT = 1e-6
 
 
 def x0(m: Marginal) -> tuple[Array, Array]:
@@ -65,6 +69,20 @@ def determinant(target: Target, m: Marginal) -> Array:
     """det of equation (1)."""
     a, b = target(m)
     return m.alpha * b - m.sigma * a
+
+
+def check_determined(what: str, process: Process, target: Target, times: Sequence[float]) -> None:
+    """Refuse times at which a prediction and x_t do not determine x0, as eps where alpha = 0."""
+    times = np.asarray(times, np.float64)
+    dets = np.broadcast_to(determinant(target, process.host(times)), times.shape)
+    wrong = ~(np.isfinite(dets) & (np.abs(dets) > _NO_DETERMINANT))
+    if wrong.any():
+        t, det = times[wrong][0], dets[wrong][0]
+        raise UserError(
+            f"{what}: {getattr(target, '__name__', 'the target')} does not determine x0_hat at "
+            f"t={t:g} of {type(process).__name__} (determinant {det:.1g}); stay away from that time"
+            " or choose another target"
+        )
 
 
 def solve(target: Target, m: Marginal, x: Array, y: Array) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from scorediff.errors import UserError
+from scorediff.errors import UserError, check_choice
 from scorediff.models.attention import KERNELS, SelfAttention
 from scorediff.types import Array
 
@@ -18,12 +18,6 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 REMAT = ("none", "products", "full")
 XAVIER = nn.initializers.xavier_uniform()
 ZEROS = nn.initializers.zeros_init()
-
-
-def check_choice(where: str, value: str, choices: tuple[str, ...]) -> None:
-    """A UserError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise UserError(f"{where} is {value!r}, must be one of {', '.join(choices)}")
 
 
 def check_positive(where: str, *values: int) -> None:

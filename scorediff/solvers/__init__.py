@@ -1,30 +1,104 @@
-"""Grids, solvers as tables, and the one loop that runs them."""
+"""Grids, solvers as tables, and the one loop that runs them.
 
-from scorediff.solvers.clock import euler, euler_maruyama, heun
+What is no table has a module of its own: adaptive_ode, adaptive_dpm, learned_variance, likelihood,
+elbo, inverse.
+"""
+
+from scorediff.solvers.adams import deis, ipndm, lms, pndm
+from scorediff.solvers.ancestral_sde import (
+    dpm2_ancestral,
+    dpmpp_2s_ancestral,
+    dpmpp_sde,
+    euler_ancestral,
+)
 from scorediff.solvers.ddim import ancestral, ddim
-from scorediff.solvers.dpm import dpmpp_multistep
+from scorediff.solvers.dpm import dpm_multistep, dpmpp_multistep
+from scorediff.solvers.found import found
 from scorediff.solvers.grid import Grid, make_grid, upward
-from scorediff.solvers.sample import Sampler, sample, sample_keys, sample_prior
-from scorediff.solvers.spacing import karras, logsnr, quadratic, uniform
-from scorediff.solvers.table import StepTable
+from scorediff.solvers.noise import brownian_path, independent
+from scorediff.solvers.restart import restart
+from scorediff.solvers.reverse_sde import (
+    discrete_ancestral,
+    euler_maruyama,
+    flow_sde,
+    flow_stochastic,
+    reverse_diffusion,
+)
+from scorediff.solvers.runge_kutta import dpm2, euler, heun, midpoint, rk3, rk4
+from scorediff.solvers.sample import Sampler, run, sample, sample_bounded, sample_keys, sample_prior
+from scorediff.solvers.singlestep import dpm_singlestep, dpm_singlestep_mixed
+from scorediff.solvers.spacing import (
+    beta,
+    exponential,
+    karras,
+    leading,
+    linspace,
+    listed,
+    logsnr,
+    quadratic,
+    shifted,
+    trailing,
+    trigonometric,
+    uniform,
+)
+from scorediff.solvers.stochastic_adams import sa_solver
+from scorediff.solvers.table import StepTable, describe, pad
+from scorediff.solvers.unipc import unipc
 
 __all__ = [
     "Grid",
     "Sampler",
     "StepTable",
     "ancestral",
+    "beta",
+    "brownian_path",
     "ddim",
+    "deis",
+    "describe",
+    "discrete_ancestral",
+    "dpm2",
+    "dpm2_ancestral",
+    "dpm_multistep",
+    "dpm_singlestep",
+    "dpm_singlestep_mixed",
+    "dpmpp_2s_ancestral",
     "dpmpp_multistep",
+    "dpmpp_sde",
     "euler",
+    "euler_ancestral",
     "euler_maruyama",
+    "exponential",
+    "flow_sde",
+    "flow_stochastic",
+    "found",
     "heun",
+    "independent",
+    "ipndm",
     "karras",
+    "leading",
+    "linspace",
+    "listed",
+    "lms",
     "logsnr",
     "make_grid",
+    "midpoint",
+    "pad",
+    "pndm",
     "quadratic",
+    "restart",
+    "reverse_diffusion",
+    "rk3",
+    "rk4",
+    "run",
+    "sa_solver",
     "sample",
+    "sample_bounded",
     "sample_keys",
     "sample_prior",
+    "shifted",
+    "trailing",
+    "trigonometric",
     "uniform",
+    "unipc",
     "upward",
 ]

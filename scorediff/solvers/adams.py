@@ -21,10 +21,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from scorediff.errors import check_choice
 from scorediff.solvers.exponential import (
     Scheme,
     Step,
-    check_choice,
     logsnr_clock,
     multistep,
     noise_step,
@@ -87,7 +87,7 @@ def deis(
       k + 1 here.
     lower_order_final, orders: as in `dpmpp_multistep`.
     """
-    check_choice("deis", "variable", variable, get_args(Variable))
+    check_choice("deis: variable", variable, get_args(Variable))
     refuse_pure_noise("deis", grid)
 
     def in_time(now: Node, new: Node) -> Step:

@@ -169,7 +169,7 @@ def _level(node: Node) -> float:
 def _noisy_steps(grid: Grid, name: str) -> list[tuple[Node, Node]]:
     """All steps but the one to data, which need sigma/alpha to be finite."""
     steps = [(now, new) for now, new in grid.steps() if not new.is_data]
-    if not grid.nodes[0].alpha > 0:
+    if grid.nodes[0].alpha < 1e-10:
         raise UserError(
             f"{name} needs alpha > 0, but alpha = 0 at t={grid.nodes[0].t:g}, where sigma/alpha is "
             "infinite; start at a smaller t_start, or use euler_ancestral"

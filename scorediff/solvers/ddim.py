@@ -25,7 +25,7 @@ def ddim(grid: Grid, *, eta: float = 0.0) -> StepTable:
     def step(now: Node, new: Node) -> Row:
         if new.is_data:
             return denoise_to_data(now)
-        s = eta * new.sigma * math.sqrt(1 - snr_root_ratio(now, new) ** 2)
+        s = eta * new.sigma * math.sqrt(1 - snr_root_ratio(now, new) ** 2) if eta else 0.0
         keep = math.sqrt(new.sigma**2 - s**2) / now.sigma
         return Row(now, e=linear(e=keep, m=(new.alpha - keep * now.alpha,), z=s))
 
@@ -35,9 +35,9 @@ def ddim(grid: Grid, *, eta: float = 0.0) -> StepTable:
 def ancestral(grid: Grid, *, variance: Literal["small", "large"] = "small") -> StepTable:
     """DDPM's sampler (Ho et al., arXiv 2006.11239, eq. 6 and 7, and section 3.2).
 
-    x' = mean of q(x' | x, x0_hat) + noise of the posterior's variance sigma'^2 (1 - r^2) (small: right
-    for data that is one point) or of the forward step's, 1 - (alpha/alpha')^2 where the process
-    preserves variance (large: right for standard normal data).
+    x' = mean of q(x' | x, x0_hat) + noise of the posterior's variance sigma'^2 (1 - r^2) (small:
+    right for data that is one point) or of the forward step's, 1 - (alpha/alpha')^2 where the
+    process preserves variance (large: right for standard normal data).
     """
     if variance not in ("small", "large"):
         raise UserError(f"ancestral: variance must be small or large, got {variance!r}")

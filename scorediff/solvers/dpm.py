@@ -16,12 +16,11 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from scorediff.errors import UserError
+from scorediff.errors import UserError, check_choice
 from scorediff.solvers.exponential import (
     Prediction,
     Scheme,
     Step,
-    check_choice,
     form_of,
     multistep,
     step_orders,
@@ -119,8 +118,8 @@ def _multistep(
     orders: Sequence[int] | None,
     noise_scale: float,
 ) -> StepTable:
-    check_choice(solver, "form", form, get_args(Form))
-    check_choice(solver, "third_order", third_order, get_args(ThirdOrder))
+    check_choice(f"{solver}: form", form, get_args(Form))
+    check_choice(f"{solver}: third_order", third_order, get_args(ThirdOrder))
     if eta < 0:
         raise UserError(f"{solver}: eta must be at least 0, got {eta}")
     if third_order == "diffusers_sde" and not eta:

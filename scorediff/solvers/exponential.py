@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from scorediff.errors import UserError
+from scorediff.errors import UserError, check_choice
 from scorediff.solvers.grid import Grid, Node
 from scorediff.solvers.table import (
     HISTORY,
@@ -214,7 +214,7 @@ def step_orders(
 
 def form_of(solver: str, prediction: Prediction, grid: Grid) -> tuple[Callable, Callable]:
     """(advance, keep) of the data or the noise form; the latter cannot start at alpha = 0."""
-    check_choice(solver, "prediction", prediction, ("x0", "eps"))
+    check_choice(f"{solver}: prediction", prediction, ("x0", "eps"))
     if prediction == "x0":
         return data_step, keep_x0
     refuse_pure_noise(solver, grid)
@@ -230,9 +230,3 @@ def refuse_pure_noise(solver: str, grid: Grid) -> None:
             f"t={first.t:g} of {type(grid.process).__name__}; start at a smaller t_start or use a "
             "solver on x0_hat, such as dpmpp_multistep"
         )
-
-
-def check_choice(solver: str, option: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse a value that is not among an option's named choices."""
-    if value not in choices:
-        raise UserError(f"{solver}: {option} must be one of {', '.join(choices)}, got {value!r}")

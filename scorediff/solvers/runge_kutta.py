@@ -29,7 +29,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from scorediff.diffusion.process import Process
-from scorediff.errors import UserError
+from scorediff.errors import UserError, check_choice
 from scorediff.solvers.churn import Churn, churned_table, raise_nodes
 from scorediff.solvers.grid import Grid, Node, nodes_at
 from scorediff.solvers.table import (
@@ -133,7 +133,8 @@ def rk4(
     last_step: LastStep = "denoise",
 ) -> StepTable:
     """Kutta's fourth-order methods, four evaluations a step: the classic one or the 3/8 rule."""
-    return _table(grid, _always(RK4[_one_of("rule", rule, RK4)]), frame, last_step)
+    check_choice("rk4: rule", rule, RK4)
+    return _table(grid, _always(RK4[rule]), frame, last_step)
 
 
 def dpm2(
@@ -151,7 +152,9 @@ def dpm2(
     k-diffusion's DPM2, after the midpoint of DPM-Solver-2 (arXiv 2206.00927, algorithm 1) but
     without its exponential integration; second order. Churn is that of `heun`.
     """
-    _one_of("last_step of dpm2", last_step, ("denoise", "euler"))  # log sigma has no end to halve
+    check_choice(
+        "dpm2: last_step", last_step, ("denoise", "euler")
+    )  # log sigma has no end to halve
     churning = Churn(churn, churn_min, churn_max, churn_noise)
     return _table(grid, _log_midpoints, frame, last_step, churning)
 
@@ -221,8 +224,9 @@ def _table(
     last_step: LastStep,
     churn: Churn = _NO_CHURN,
 ) -> StepTable:
-    frame = _FRAMES[_one_of("frame", frame_name, _FRAMES)]
-    _one_of("last_step", last_step, ("denoise", "euler", "full"))
+    check_choice("frame", frame_name, _FRAMES)
+    check_choice("last_step", last_step, ("denoise", "euler", "full"))
+    frame = _FRAMES[frame_name]
     starts = raise_nodes(grid, churn)
     steps = [*zip(starts, grid.nodes[1:], strict=True)]
     if frame_name == "straight":
@@ -293,14 +297,8 @@ def _end_of_clock(process: Process) -> Node:
 
 def _needs_signal(what: str, steps: _Steps) -> None:
     for node in (node for pair in steps for node in pair):
-        if not node.alpha > 0:
+        if node.alpha < 1e-10:
             raise UserError(
                 f"{what} needs alpha > 0, but alpha = 0 at t={node.t:g}, where sigma/alpha is "
                 'infinite; start at a smaller t_start, or use another solver with frame="clock"'
             )
-
-
-def _one_of(name: str, value: str, choices) -> str:
-    if value not in choices:
-        raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-    return value

@@ -14,7 +14,7 @@ from scorediff.errors import UserError
 from scorediff.solvers.grid import Grid, Spacing, make_grid
 from scorediff.solvers.noise import NoiseSource, independent, stream_of
 from scorediff.solvers.spacing import logsnr
-from scorediff.solvers.table import HISTORY, NOISE, StepTable
+from scorediff.solvers.table import HISTORY, NOISE, StepTable, marginal_before
 from scorediff.types import Array, Cond, DenoiseFn, Key
 
 # Streams of a sample's own key; row k draws from ROWS + k, and what adjusts it from _ADJUST + k.
@@ -62,8 +62,7 @@ def sample_prior(table: StepTable, keys: Key, shape: tuple[int, ...]) -> Array:
 
     The data's share alpha x0 of the true marginal is left out, as is usual: alpha is small there.
     """
-    scale, churn = table.start[0], table.start[1]
-    sigma = jnp.sqrt(table.sigma[0] ** 2 - churn**2) / scale  # before the first row's churn
+    _, sigma = marginal_before(table)
     draw = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))
     return jnp.asarray(sigma, jnp.float32) * draw(stream_of(keys, _PRIOR))
 

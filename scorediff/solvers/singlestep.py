@@ -20,13 +20,12 @@ from typing import get_args
 
 import numpy as np
 
-from scorediff.errors import UserError
+from scorediff.errors import UserError, check_choice
 from scorediff.solvers.ddim import snr_root_ratio
 from scorediff.solvers.dpm import Form
 from scorediff.solvers.exponential import (
     Prediction,
     Step,
-    check_choice,
     form_of,
     weights,
 )
@@ -154,8 +153,8 @@ class _Maker:
 def _maker(
     solver: str, grid: Grid, prediction: Prediction, form: Form, form_of_stages: Form
 ) -> _Maker:
-    check_choice(solver, "form", form, get_args(Form))
-    check_choice(solver, "stages", form_of_stages, get_args(Form))
+    check_choice(f"{solver}: form", form, get_args(Form))
+    check_choice(f"{solver}: stages", form_of_stages, get_args(Form))
     advance, keep = form_of(solver, prediction, grid)
     return _Maker(advance=advance, keep=keep, form=form, form_of_stages=form_of_stages)
 

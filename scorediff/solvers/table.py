@@ -135,7 +135,7 @@ def join(first: StepTable, second: StepTable) -> StepTable:
 def marginal_before(table: StepTable) -> tuple[float, float]:
     """alpha and sigma of the state that sampling starts from, before the table's own churn."""
     scale, churn = table.start
-    return table.alpha[0] / scale, np.sqrt(table.sigma[0] ** 2 - churn**2) / scale
+    return table.alpha[0] / scale, (table.sigma[0] ** 2 - churn**2) ** 0.5 / scale
 
 
 def without_last_noise(table: StepTable) -> StepTable:

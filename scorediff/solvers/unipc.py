@@ -18,13 +18,12 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from scorediff.errors import UserError
+from scorediff.errors import UserError, check_choice
 from scorediff.solvers.exponential import (
     Prediction,
     Scheme,
     Step,
     by_moments,
-    check_choice,
     form_of,
     multistep,
     step_orders,
@@ -57,7 +56,7 @@ def unipc(
     corrector: without it, this is UniP, of order p.
     orders: the order of each step, in place of warm-up and lower_order_final.
     """
-    check_choice("unipc", "variant", variant, get_args(Variant))
+    check_choice("unipc: variant", variant, get_args(Variant))
     if variant == "bh1" and corrector and grid.nodes[0].alpha == 0:
         raise UserError(
             "unipc: variant='bh1' weighs the first correction by the step in log(alpha/sigma), "

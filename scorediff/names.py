@@ -32,6 +32,13 @@ PARTS = (
     "scorediff.training.optimizers",
     "scorediff.training.plan",
 )
+_SPACINGS, _CLOCKED = ("uniform", "quadratic", "logsnr", "karras"), ("euler", "heun")
+# Names in configs of older runs, which must stay readable.
+MOVED = {
+    **{f"scorediff.solvers.grid:{n}": f"scorediff.solvers.spacing:{n}" for n in _SPACINGS},
+    **{f"scorediff.solvers.clock:{n}": f"scorediff.solvers.runge_kutta:{n}" for n in _CLOCKED},
+    "scorediff.solvers.clock:euler_maruyama": "scorediff.solvers.reverse_sde:euler_maruyama",
+}
 _NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*:[A-Za-z]\w*", re.ASCII)
 
 
@@ -61,6 +68,7 @@ def resolve(name: str, *, packages: Sequence[str] = (), path: str = "config") ->
     The module and the module that defines the object must both lie inside scorediff, optax or
     `packages`; private and nested names are refused. Raises UserError.
     """
+    name = MOVED.get(name, name)
     if not _NAME.fullmatch(name):
         raise UserError(f"{path}: {name!r} is not the public name of anything (module:Name)")
     module_name, attribute = name.split(":")

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from scorediff import names
 from scorediff.config import build, from_json
 from scorediff.errors import UserError
 
@@ -112,3 +113,8 @@ def test_refusing_imports_nothing():
     sys.modules.pop("antigravity", None)
     refused(lambda: build(saved(call="antigravity:geohash")))
     assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize("name", names.MOVED)
+def test_names_in_older_runs_are_still_found(name):
+    assert callable(build(saved(bind=name).part))

@@ -18,7 +18,7 @@ with (2) at r1 = 1/2, and (2) with (3) at r1 = 1/3, r2 = 2/3. Their difference i
 a step is judged, and the higher order is what is kept.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,6 @@ Control = Literal["standard", "dpm_solver", "k_diffusion"]
 _RULES = {
     "standard": DpmSolverRule(),
     "dpm_solver": DpmSolverRule(rounds_factor=True, slack_t=1e-5),
-    "k_diffusion": PidRule(),
 }
 
 
@@ -86,14 +85,13 @@ def dpm_adaptive(
     check_options("dpm_adaptive", rtol=rtol, atol=atol, max_evaluations=max_evaluations)
     check_choice("dpm_adaptive: order", order, (2, 3))
     check_choice("dpm_adaptive: prediction", prediction, ("x0", "eps"))
-    check_choice("dpm_adaptive: control", control, tuple(_RULES))
+    check_choice("dpm_adaptive: control", control, get_args(Control))
     if not h_init > 0:
         raise UserError(f"dpm_adaptive: h_init must be positive, got {h_init}")
     t_start = process.t_max if t_start is None else t_start
     t_end = process.t_min if t_end is None else t_end
-    rule = _RULES[control]
-    if isinstance(rule, PidRule):
-        rule = PidRule(p=pid[0], i=pid[1], d=pid[2], accept_safety=accept_safety)
+    p, i, d = pid
+    rule = _RULES.get(control) or PidRule(p=p, i=i, d=d, accept_safety=accept_safety)
     pair = _Pair(denoise=denoise, process=process, order=order, of_data=prediction == "x0")
     first, last = _ends(process, t_start, t_end)
 

@@ -8,19 +8,28 @@ the logSNR step h. r = 0 at alpha = 0, so every coefficient is finite there.
 import math
 from typing import Literal
 
+import numpy as np
+
 from scorediff.errors import UserError
-from scorediff.solvers.grid import Grid, Node
+from scorediff.solvers.grid import DATA, Grid, Node, nodes_at
 from scorediff.solvers.table import Row, StepTable, denoise_to_data, linear, make_table
 
 
-def ddim(grid: Grid, *, eta: float = 0.0) -> StepTable:
+def ddim(grid: Grid, *, eta: float = 0.0, stride: float | None = None) -> StepTable:
     """DDIM (Song et al., arXiv 2010.02502, eq. 12): eta = 0 is the ODE, eta = 1 ancestral sampling.
 
     x' = alpha' x0_hat + sqrt(sigma'^2 - s^2) eps_hat + s z,   s = eta sigma' sqrt(1 - r^2)   (their
     eq. 16)
+
+    stride: every step lands `stride` lower in t (at data where that is 0 or less), wherever the
+      next node is; the network is then told a noise level that x does not have. None: at the next
+      node. diffusers' DDIM has stride (N // n) / N for n steps of N, which is wrong for `linspace`
+      spacing and for `trailing` where n does not divide N; for comparison only.
     """
     if not 0 <= eta <= 1:
         raise UserError(f"ddim: eta must be in [0, 1], got {eta}")
+    if stride is not None and not stride > 0:
+        raise UserError(f"ddim: stride must be positive, got {stride}")
 
     def step(now: Node, new: Node) -> Row:
         if new.is_data:
@@ -29,7 +38,16 @@ def ddim(grid: Grid, *, eta: float = 0.0) -> StepTable:
         keep = math.sqrt(new.sigma**2 - s**2) / now.sigma
         return Row(now, e=linear(e=keep, m=(new.alpha - keep * now.alpha,), z=s))
 
-    return make_table([step(*nodes) for nodes in grid.steps()], grid.nodes[-1])
+    landings = grid.nodes[1:] if stride is None else _lower(grid, stride)
+    rows = [step(*nodes) for nodes in zip(grid.nodes[:-1], landings, strict=True)]
+    return make_table(rows, landings[-1])
+
+
+def _lower(grid: Grid, stride: float) -> list[Node]:
+    """Where each step from a node lands that goes `stride` down in t."""
+    times = np.array([node.t for node in grid.nodes[:-1]]) - stride
+    reached = nodes_at(grid.process, np.maximum(times, grid.process.t_min))
+    return [node if t > 1e-9 else DATA for t, node in zip(times, reached, strict=True)]
 
 
 def ancestral(grid: Grid, *, variance: Literal["small", "large"] = "small") -> StepTable:

@@ -173,7 +173,7 @@ def test_a_network_without_classes_ignores_labels(build):
     [
         ({"dtype": "bf16"}, "dtype must be one of float32, bfloat16.*got 'bf16'"),
         ({"remat": "yes"}, "remat must be one of none, products, full, got 'yes'"),
-        ({"attention_kernel": "flash"}, "attention_kernel is 'flash'"),
+        ({"attention_kernel": "flash"}, "attention_kernel must be one of .*got 'flash'"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"heads": 0}, "heads must be at least 1"),
     ],

@@ -78,8 +78,8 @@ def main(argv: list[str]) -> int:
     if not present or not (args.folder / "testbed.npz").exists():
         print(f"error: {args.folder} has no recorded runs (testbed.npz and {FAMILIES[0]}.npz, ...)")
         return 2
-    jax.config.update("jax_enable_x64", True)
-    counts = [check(f, args.folder) for f in present if args.only in (None, f)]
+    with jax.enable_x64(True):
+        counts = [check(f, args.folder) for f in present if args.only in (None, f)]
     passed, failed = (sum(column) for column in zip(*counts, strict=True))
     print(f"{passed} passed, {failed} failed")
     return int(failed > 0)

@@ -10,26 +10,27 @@ import jax
 import numpy as np
 
 from scorediff.data.toy import ExactDistribution
-from scorediff.diffusion import EDM, VE, FlowMatching, Process, Trigonometric, VPLinear
+from scorediff.diffusion import EDM, VE, FlowMatching, Process, SubVP, Trigonometric, VPLinear
 from scorediff.solvers.adaptive_dpm import dpm_adaptive
 from scorediff.solvers.adaptive_ode import adaptive_ode
 from scorediff.solvers.step_control import Adaptive, check_finished
+from tests.solver_vectors.dpm_solver import PiecewiseLinear, process_of
 from tests.solver_vectors.replay import Recorded, Replayed
 
 SCORE_SDE_NODES = 1000  # its discretisation, to which the last noise-free step belongs
-SCHEDULES = {"vp_linear": VPLinear()}  # of dpm_solver
 
 
 def dpm_solver_adaptive(run: dict, file: Recorded) -> Replayed:
     """LuChengTHU/dpm-solver, method "adaptive": from t = 1 to t_end, started at z."""
-    bed = file.bed(run)
+    bed, process = file.bed(run), process_of(run, file)
+    steps = len(process.log_alpha) if isinstance(process, PiecewiseLinear) else 1000
     out = _dpm_adaptive(
         bed.z,
         distribution=bed.distribution,
-        process=SCHEDULES[run["schedule"]],
+        process=process,
         order=run["order"],
         prediction="x0" if run["alg"] == "dpmsolver++" else "eps",
-        t_end=run.get("t_end", 1e-3),
+        t_end=run.get("t_end", 1 / steps),
         rtol=run["rtol"],
         atol=run["atol"],
         control="dpm_solver",
@@ -84,7 +85,7 @@ def score_sde_adaptive(run: dict, file: Recorded) -> Replayed:
     That step, `denoise`, is the noise-free reverse_diffusion step of its discretisation, which is
     not a solver of ours since it starts at eps and ends at no node.
     """
-    bed, process = file.bed(run), {"vp": VPLinear(), "ve": VE()}[run["sde"]]
+    bed, process = file.bed(run), {"vp": VPLinear(), "subvp": SubVP(), "ve": VE()}[run["sde"]]
     start = process.sigma_max if run["sde"] == "ve" else 1.0
     out = _adaptive_ode(
         start * bed.z,

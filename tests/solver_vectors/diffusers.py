@@ -14,9 +14,10 @@ from scorediff.solvers.ancestral_sde import euler_ancestral
 from scorediff.solvers.ddim import ancestral, ddim
 from scorediff.solvers.dpm import dpm_multistep, dpmpp_multistep
 from scorediff.solvers.grid import Grid, Node
+from scorediff.solvers.reverse_sde import flow_stochastic
 from scorediff.solvers.runge_kutta import heun
 from scorediff.solvers.singlestep import dpm_singlestep_mixed
-from scorediff.solvers.table import NOISE, Row, StepTable, linear, make_table
+from scorediff.solvers.table import NOISE, Row, StepTable, make_table
 from scorediff.solvers.unipc import unipc
 from tests.solver_vectors.replay import (
     FLOW,
@@ -157,8 +158,7 @@ def flow_euler(grid: Grid, config: dict) -> StepTable:
     """Euler on the straight path is DDIM; stochastic, each step noises x0_hat afresh."""
     if not config.get("stochastic_sampling", False):
         return ddim(grid)
-    rows = [Row(now, e=linear(m=(new.alpha,), z=new.sigma)) for now, new in grid.steps()]
-    return make_table(rows, grid.nodes[-1])
+    return flow_stochastic(grid)
 
 
 def heun_in_sigma(grid: Grid, config: dict) -> StepTable:

@@ -218,7 +218,7 @@ def test_churn_bounds_and_noise():
         (partial(heun, frame="sigma"), "frame must be one of clock, straight, got 'sigma'"),
         (partial(rk4, rule="ralston"), "rule must be one of classic, three_eighths"),
         (partial(rk3, last_step="x0"), "last_step must be one of denoise, euler, full, got 'x0'"),
-        (partial(dpm2, last_step="full"), "last_step of dpm2 must be one of denoise, euler"),
+        (partial(dpm2, last_step="full"), "dpm2: last_step must be one of denoise, euler"),
         (partial(euler, churn=-1.0), "churn must not be negative, got -1"),
     ],
 )

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scorediff.diffusion import EDM, VE, FlowMatching, SubVP, VPLinear
+from scorediff.diffusion import (
+    EDM,
+    VE,
+    FlowMatching,
+    SubVP,
+    VPDiscrete,
+    VPLinear,
+    linear_betas,
+)
 from scorediff.errors import UserError
 from scorediff.solvers import (
     Sampler,
@@ -19,12 +27,14 @@ from scorediff.solvers import (
     euler_maruyama,
     heun,
     karras,
+    leading,
     logsnr,
     make_grid,
     quadratic,
     sample,
     sample_keys,
     sample_prior,
+    trailing,
     uniform,
 )
 from scorediff.solvers.exponential import phi
@@ -103,6 +113,16 @@ def test_equivalent_solvers_are_equal(process):
 def test_euler_on_flow_is_ddim():
     grid = make_grid(FlowMatching(), uniform, 9)
     check_equal(euler(grid), ddim(grid))
+
+
+def test_ddim_lands_on_the_next_node_or_a_stride_below():
+    process = VPDiscrete(betas=linear_betas())
+    even = make_grid(process, leading, 10)  # timesteps 900, 800, ..., 0
+    check_equal(ddim(even), ddim(even, stride=0.1))
+    uneven = ddim(make_grid(process, trailing, 30), stride=0.033)  # 30 does not divide 1000
+    lands = process.host([1.0 - 0.033])
+    np.testing.assert_allclose(uneven.e[0, 0], lands.sigma[0] / uneven.sigma[0], rtol=1e-12)
+    assert np.abs(transport(uneven).mean - uneven.alpha).max() > 1e-4  # told a wrong level
 
 
 def test_phi_is_its_integral():

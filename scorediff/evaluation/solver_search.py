@@ -1,0 +1,133 @@
+"""The search of a better table: hand-made solvers ranked, the best refined, both held to new noise.
+
+The comparison is honest since both sides choose on one set of noises and are measured on another:
+the table is fitted and the hand-made solvers are ranked on the first.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from scorediff.errors import UserError
+from scorediff.evaluation.solver_bench import Bench, Candidate, best_hand_made
+from scorediff.evaluation.table_search import (
+    Numbers,
+    Problem,
+    least_squares,
+    numbers_of,
+    table_of,
+)
+from scorediff.solvers import StepTable
+from scorediff.solvers.found import Found
+from scorediff.solvers.grid import Spacing
+from scorediff.solvers.sample import Solver
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much a search may spend.
+
+    fitted, held_back: samples of the problem and of the last measurement.
+    ranked, tried: of the fitted ones, as many rank the hand-made solvers and choose a start.
+    tuned: so many of the best hand-made ones also get tuned ends.
+    starts: different solvers that the search goes out from, the best of each.
+    steps, last_steps: least-squares steps from each start, and of the best on all samples.
+    """
+
+    fitted: int = 192
+    held_back: int = 192
+    ranked: int = 64
+    tuned: int = 8
+    tried: int = 32
+    starts: int = 2
+    steps: int = 8
+    last_steps: int = 15
+
+
+FOR_RUNS = Effort()
+FOR_BEDS = Effort(
+    fitted=16384, held_back=16384, ranked=1024, tried=2048, starts=2, steps=25, last_steps=25
+)
+
+
+class Outcome(NamedTuple):
+    """The found table and its error, and the best hand-made solver's, both on held-back noise."""
+
+    found: Found
+    error: float
+    hand_made: Candidate
+
+    @property
+    def gain(self) -> float:
+        return self.hand_made.error / self.error
+
+
+def search(
+    bench: Bench,
+    reference: StepTable,
+    solvers: Mapping[str, Solver],
+    spacings: Mapping[str, Spacing],
+    nfe: int,
+    *,
+    effort: Effort,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """A table of exactly nfe rows to data, better than every hand-made one.
+
+    Raises UserError where no hand-made solver without noise fits.
+    """
+    model = bench.model
+    problem = bench.problem(reference, effort.fitted, seed=2 * seed)
+    ranked = best_hand_made(
+        bench, solvers, spacings, nfe, problem.part(0, effort.ranked), tune=effort.tuned
+    )
+    if not ranked:
+        raise UserError(f"no solver without noise fits into nfe={nfe} on {model.process!r}")
+    say(f"best hand-made of {len(ranked)}: {ranked[0]}, RMS {ranked[0].error:.5f}")
+    numbers, start = _refined(bench, _starts(ranked, nfe, effort.starts), problem, effort, say)
+    table = table_of(numbers, model.process)
+    held_back = bench.problem(reference, effort.held_back, seed=2 * seed + 1)
+    hand_made = bench.measured(ranked[:5], held_back)[0]
+    error = bench.error(table, held_back)
+    how = {
+        "start": str(start),
+        "fitted to": f"{effort.fitted} noises, {reference.nfe} evaluations as the reference",
+        "best hand-made": str(hand_made),
+    }
+    errors = {"found": error, "best hand-made": hand_made.error}
+    kept = Found(table=table, process=repr(model.process), how=how, errors=errors)
+    return Outcome(kept, error, hand_made)
+
+
+def _starts(ranked: Sequence[Candidate], nfe: int, most: int) -> list[Candidate]:
+    """The best of each solver, those that use the whole budget."""
+    best: dict[str, Candidate] = {}
+    for candidate in ranked:
+        if candidate.table.nfe == nfe:
+            best.setdefault(candidate.name, candidate)
+    return list(best.values())[:most]
+
+
+def _refined(
+    bench: Bench,
+    starts: Sequence[Candidate],
+    problem: Problem,
+    effort: Effort,
+    say: Callable[[str], None],
+) -> tuple[Numbers, Candidate]:
+    """Every start refined on a few samples, then the best on all."""
+    model, few = bench.model, problem.part(0, effort.tried)
+    tried = []
+    for start in starts:
+        numbers = numbers_of(start.table, model.process)
+        *_, last = least_squares(model.denoise, model.process, numbers, few, steps=effort.steps)
+        error = bench.error(table_of(last.numbers, model.process), problem)
+        say(f"from {start}: RMS {error:.5f} after {last.steps} steps")
+        tried.append((error, len(tried), last.numbers, start))
+    _, _, numbers, start = min(tried)
+    steps = effort.last_steps
+    for at in least_squares(model.denoise, model.process, numbers, problem, steps=steps):
+        if at.steps % 5 == 0:
+            say(f"  step {at.steps}: RMS {at.error:.5f}")
+    return at.numbers, start

@@ -1,0 +1,235 @@
+"""Better solvers by least squares: the numbers of a table, fitted to where the exact flow ends.
+
+A table is differentiable in its numbers, so a hand-made one can be a starting point. Two things are
+free: at which noise level each row asks the network, and every coefficient by which the registers
+follow (the second register only where the hand-made solver uses it). The rows then need not keep
+the marginal of the level that the network is told, and the last step need not be x0_hat. With
+r(theta) the samples from shared noise less those of the reference, the mean of r^2 is minimised by
+Levenberg and Marquardt's damped Gauss-Newton step,
+
+    (J^T J + mu diag(J^T J)) step = -J^T r,    J = dr/dtheta,                                   (1)
+
+whose scaling by the diagonal makes it blind to the units of the coefficients. There are few of them
+(25 at 5 evaluations), so forward differentiation gives J for the price of some sampling runs, and
+tens of steps do; gradient descent needs thousands, since the problem is as badly conditioned as
+any extrapolation.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scorediff.diffusion.process import Process
+from scorediff.solvers import StepTable, sample, sample_keys
+from scorediff.solvers.grid import DATA, nodes_at
+from scorediff.solvers.table import NOISE
+from scorediff.types import Array, Cond, DenoiseFn
+
+_MARGIN = 1e-2  # of the range of log(alpha/sigma) that a start keeps from its ends
+_FARTHEST = 10.0  # what stands for log(alpha/sigma) = +-infinity at the ends
+_CALMER, _STRONGER, _TRIES = 0.3, 4.0, 16  # how the damping follows success and failure
+_STRIDE = (
+    0.5  # the most that a place moves in a step: one that leaps to an end feels no slope there
+)
+_SLOPES_AT_ONCE = 2**17  # numbers of J in one call: bounds the memory that a network takes
+_compiled = functools.partial(jax.jit, static_argnums=(0, 1))
+
+
+class Problem(NamedTuple):
+    """Noise at the process's t_max, what each is conditioned on, and where the exact flow ends."""
+
+    x: Array  # [b, *d]
+    cond: Cond
+    target: Array  # [b, *d]
+
+    def part(self, start: int, stop: int) -> "Problem":
+        """Some of them."""
+        return jax.tree.map(lambda leaf: leaf[start:stop], self)
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+
+class Numbers(NamedTuple):
+    """A table of n rows as a search sees it: what may move, and what stays."""
+
+    place: Array  # [n], logit of the share of the way from t_max to t_min in log(alpha/sigma)
+    e: Array  # [n, 8], as in StepTable
+    b: Array  # [n, 8]
+    keep: Array  # [n, 2]
+    ends: Array  # [2], log(alpha/sigma) at t_max and t_min
+    prior: Array  # [], sigma at t_max, from which sampling starts
+
+
+class Progress(NamedTuple):
+    """Where a search stands after so many steps."""
+
+    steps: int
+    error: float  # root mean square
+    numbers: Numbers
+
+
+def numbers_of(table: StepTable, process: Process) -> Numbers:
+    """A hand-made table without noise as a starting point."""
+    first, last = nodes_at(process, np.array([process.t_max, process.t_min]))
+    ends = np.clip([first.logsnr_half, last.logsnr_half], -_FARTHEST, _FARTHEST)
+    n = table.nfe
+    with np.errstate(divide="ignore"):
+        logsnr_half = np.log(table.alpha[:n]) - np.log(table.sigma[:n])
+    share = np.clip((logsnr_half - ends[0]) / (ends[1] - ends[0]), _MARGIN, 1 - _MARGIN)
+    place = np.log(share) - np.log1p(-share)
+    return Numbers(place, table.e, table.b, table.keep, ends, np.array(first.sigma))
+
+
+def differentiable_table(numbers: Numbers, process: Process) -> StepTable:
+    """The table of these numbers, in JAX. Its start turns noise of t_max into its first level."""
+    low, high = numbers.ends
+    logsnr_half = low + (high - low) * jax.nn.sigmoid(numbers.place)
+    ratios = jnp.exp(jnp.minimum(logsnr_half, 0)), jnp.exp(-jnp.maximum(logsnr_half, 0))
+    t = process.when(*ratios)
+    m = process(t)
+    return StepTable(
+        t=jnp.append(t, DATA.t),
+        alpha=jnp.append(m.alpha, DATA.alpha),
+        sigma=jnp.append(m.sigma, DATA.sigma),
+        keep=numbers.keep,
+        e=numbers.e,
+        b=numbers.b,
+        over=jnp.full_like(numbers.keep, jnp.nan),
+        start=jnp.stack([m.sigma[0] / numbers.prior, jnp.zeros_like(m.sigma[0])]),
+    )
+
+
+def table_of(numbers: Numbers, process: Process) -> StepTable:
+    """The same in float64 NumPy, with the process at its times to the last digit."""
+    table = differentiable_table(numbers, process)
+    table = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), table)
+    nodes = [*nodes_at(process, table.t[:-1]), DATA]
+    return table._replace(
+        alpha=np.array([node.alpha for node in nodes]),
+        sigma=np.array([node.sigma for node in nodes]),
+        start=np.array([nodes[0].sigma / float(numbers.prior), 0.0]),
+    )
+
+
+def samples(denoise: DenoiseFn, table: StepTable, problem: Problem) -> Array:
+    """Where a table without noise takes the problem's x."""
+    keys = sample_keys(jax.random.key(0), jnp.arange(len(problem)))
+    return sample(denoise, table, problem.x, keys=keys, cond=problem.cond)
+
+
+def least_squares(
+    denoise: DenoiseFn,
+    process: Process,
+    numbers: Numbers,
+    problem: Problem,
+    *,
+    steps: int,
+    damping: float = 1e-2,
+    enough: float = 2e-3,
+) -> Iterator[Progress]:
+    """Steps of equation (1), each with less error than the one before, starting with none.
+
+    Ends after `steps`, when no damping makes the error smaller, or when five steps in a row have
+    made the mean square less by no more than the share `enough`.
+    """
+    free = _free(numbers)
+    cost = _cost(denoise, process, numbers, problem)
+    costs = [cost]
+    yield Progress(0, cost**0.5, numbers)
+    for step in range(1, steps + 1):
+        square, slope = _normal_equations(denoise, process, numbers, free, problem)
+        for _ in range(_TRIES):
+            by = _solve(square, slope, damping)
+            by[: len(numbers.place)] = np.clip(by[: len(numbers.place)], -_STRIDE, _STRIDE)
+            moved = _move(numbers, free, by)
+            cost = _cost(denoise, process, moved, problem)
+            if cost < costs[-1]:
+                break
+            damping *= _STRONGER
+        else:
+            return
+        numbers, damping = moved, max(damping * _CALMER, 1e-9)
+        costs.append(cost)
+        yield Progress(step, cost**0.5, numbers)
+        if step >= 5 and costs[-6] - cost < enough * costs[-6]:
+            return
+
+
+def _free(numbers: Numbers) -> np.ndarray:
+    """Where in (place, e, b), flattened, the numbers are that matter: history that exists by then,
+    and b where it is used."""
+    n, columns = numbers.e.shape
+    column, row = np.arange(columns), np.arange(n)[:, None]
+    exists = (column != NOISE) & (column <= NOISE + 1 + row)  # at row k, k + 1 evaluations
+    uses_b = bool(np.any(numbers.e[:, 1]) or np.any(numbers.b[:, 0]))
+    exists &= (column != 1) | (uses_b & (row > 0))
+    moves = [np.ones(n, bool), exists, exists & uses_b & (row < n - 1)]
+    return np.flatnonzero(np.concatenate([part.ravel() for part in moves]))
+
+
+def _move(numbers: Numbers, free: Array, by: Array) -> Numbers:
+    """`by` added to the numbers that are free."""
+    parts = numbers.place, numbers.e, numbers.b
+    flat = jnp.concatenate([jnp.ravel(part) for part in parts]).at[free].add(by)
+    pieces = jnp.split(flat, np.cumsum([part.size for part in parts])[:-1])
+    place, e, b = (new.reshape(old.shape) for new, old in zip(pieces, parts, strict=True))
+    return numbers._replace(place=place, e=e, b=b)
+
+
+def _solve(square: np.ndarray, slope: np.ndarray, damping: float) -> np.ndarray:
+    """The step of equation (1), in units in which the diagonal is 1."""
+    unit = 1 / np.sqrt(np.maximum(np.diag(square), 1e-30))
+    scaled = square * unit[:, None] * unit + damping * np.eye(len(unit))
+    return -unit * np.linalg.solve(scaled, unit * slope)
+
+
+@_compiled
+def _residual(denoise: DenoiseFn, process: Process, numbers: Numbers, part: Problem) -> Array:
+    return samples(denoise, differentiable_table(numbers, process), part) - part.target
+
+
+@_compiled
+def _slopes(
+    denoise: DenoiseFn, process: Process, numbers: Numbers, free: Array, part: Problem
+) -> tuple[Array, Array]:
+    def residual(by: Array) -> tuple[Array, Array]:
+        r = _residual(denoise, process, _move(numbers, free, by), part).ravel()
+        return r, r
+
+    return jax.jacfwd(residual, has_aux=True)(jnp.zeros(free.size, part.x.dtype))
+
+
+def _normal_equations(
+    denoise: DenoiseFn, process: Process, numbers: Numbers, free: np.ndarray, problem: Problem
+) -> tuple[np.ndarray, np.ndarray]:
+    """J^T J and J^T r, summed in float64: the squares of float32 would lose the small ones."""
+    square, slope = np.zeros((free.size, free.size)), np.zeros(free.size)
+    for part in _parts(problem, _SLOPES_AT_ONCE // free.size):
+        j, r = (np.asarray(a, np.float64) for a in _slopes(denoise, process, numbers, free, part))
+        square += j.T @ j
+        slope += j.T @ r
+    return square / problem.target.size, slope / problem.target.size
+
+
+def _cost(denoise: DenoiseFn, process: Process, numbers: Numbers, problem: Problem) -> float:
+    residual = np.asarray(_residual(denoise, process, numbers, problem), np.float64)
+    mean = float(np.mean(residual**2))
+    return mean if np.isfinite(mean) else np.inf
+
+
+def _parts(problem: Problem, numbers_at_once: int) -> Iterator[Problem]:
+    """Equal parts, so that one compilation serves all."""
+    most = max(1, numbers_at_once * len(problem) // problem.target.size)
+    size = next(k for k in range(min(most, len(problem)), 0, -1) if len(problem) % k == 0)
+    return (problem.part(start, start + size) for start in range(0, len(problem), size))
+
+
+def rms(values: Array, target: Array) -> float:
+    """Root mean square of the difference over samples and components; infinite if not finite."""
+    mean = float(np.mean((np.asarray(values, np.float64) - np.asarray(target, np.float64)) ** 2))
+    return mean**0.5 if np.isfinite(mean) else np.inf

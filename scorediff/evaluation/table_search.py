@@ -11,8 +11,7 @@ Levenberg and Marquardt's damped Gauss-Newton step,
 
 whose scaling by the diagonal makes it blind to the units of the coefficients. There are few of them
 (25 at 5 evaluations), so forward differentiation gives J for the price of some sampling runs, and
-tens of steps do; gradient descent needs thousands, since the problem is as badly conditioned as
-any extrapolation.
+tens of steps do, though the problem is as badly conditioned as any extrapolation.
 """
 
 import functools

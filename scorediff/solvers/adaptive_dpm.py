@@ -85,15 +85,11 @@ def dpm_adaptive(
     check_options("dpm_adaptive", rtol=rtol, atol=atol, max_evaluations=max_evaluations)
     check_choice("dpm_adaptive: order", order, (2, 3))
     check_choice("dpm_adaptive: prediction", prediction, ("x0", "eps"))
-    check_choice("dpm_adaptive: control", control, get_args(Control))
     if not h_init > 0:
         raise UserError(f"dpm_adaptive: h_init must be positive, got {h_init}")
-    t_start = process.t_max if t_start is None else t_start
-    t_end = process.t_min if t_end is None else t_end
-    p, i, d = pid
-    rule = _RULES.get(control) or PidRule(p=p, i=i, d=d, accept_safety=accept_safety)
+    rule = _rule(control, pid, accept_safety)
     pair = _Pair(denoise=denoise, process=process, order=order, of_data=prediction == "x0")
-    first, last = _ends(process, t_start, t_end)
+    first, last, t_end = _ends(process, t_start, t_end)
 
     def solve(x: Array, cond: Cond) -> Adaptive:
         drive = _Drive(pair, rule, last, t_end, rtol, atol, max_evaluations, cond)
@@ -103,8 +99,18 @@ def dpm_adaptive(
     return denoised(denoise, out, t_end, cond) if to_data else out
 
 
-def _ends(process: Process, t_start: float, t_end: float) -> tuple[float, float]:
-    """log(alpha/sigma) at both ends."""
+def _rule(control: Control, pid: tuple[float, float, float], accept_safety: float):
+    check_choice("dpm_adaptive: control", control, get_args(Control))
+    p, i, d = pid
+    return _RULES.get(control) or PidRule(p=p, i=i, d=d, accept_safety=accept_safety)
+
+
+def _ends(
+    process: Process, t_start: float | None, t_end: float | None
+) -> tuple[float, float, float]:
+    """log(alpha/sigma) at both ends, and t at the last."""
+    t_start = process.t_max if t_start is None else t_start
+    t_end = process.t_min if t_end is None else t_end
     if not t_start > t_end:
         raise UserError(f"dpm_adaptive goes down in t, got t_start={t_start}, t_end={t_end}")
     m = process.host(np.array([t_start, t_end]))
@@ -115,7 +121,7 @@ def _ends(process: Process, t_start: float, t_end: float) -> tuple[float, float]
             "start at a smaller t_start or use adaptive_ode"
         )
     first, last = (0.5 * m.logsnr).tolist()
-    return first, last
+    return first, last, t_end
 
 
 class _Node(NamedTuple):

@@ -9,7 +9,6 @@ and the solver runs down from there; this is repeated. The noise contracts the e
 solver has made so far, while the steps stay those of an ODE.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from scorediff.solvers.grid import DATA, Grid, Node, Spacing, make_grid, nodes_a
 from scorediff.solvers.runge_kutta import heun
 from scorediff.solvers.sample import Solver
 from scorediff.solvers.spacing import karras
-from scorediff.solvers.table import NOISE, StepTable, join
+from scorediff.solvers.table import StepTable, join, noised_up
 
 
 class Interval(NamedTuple):
@@ -71,22 +70,8 @@ def _descend(
     )
     down = solver(Grid(process=grid.process, nodes=(high, *inner.nodes[1:-1], low)))
     for _ in range(interval.repeats):
-        table = join(_noised(table, low, high, noise_scale), down)
+        table = join(noised_up(table, high, noise_scale=noise_scale), down)
     return table
-
-
-def _noised(table: StepTable, low: Node, high: Node, noise_scale: float) -> StepTable:
-    """The table with forward noise after its last row, from the low node up to the high one."""
-    scale = high.alpha / low.alpha
-    added = noise_scale * math.sqrt(high.sigma**2 - (scale * low.sigma) ** 2)
-    e, over = table.e.copy(), table.over.copy()
-    e[-1] *= scale
-    e[-1, NOISE] = math.hypot(e[-1, NOISE], added)
-    over[-1] = np.nan  # noise that leads back belongs to no path
-    ends = {name: getattr(table, name).copy() for name in ("t", "alpha", "sigma")}
-    for name, column in ends.items():
-        column[-1] = getattr(high, name)
-    return table._replace(**ends, e=e, over=over)
 
 
 def _then(first: StepTable | None, second: StepTable) -> StepTable:

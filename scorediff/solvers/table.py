@@ -132,6 +132,21 @@ def join(first: StepTable, second: StepTable) -> StepTable:
     )
 
 
+def noised_up(table: StepTable, high: Node, *, noise_scale: float = 1.0) -> StepTable:
+    """The table with forward noise in its last row, from where it ended up to the node `high`."""
+    scale = high.alpha / table.alpha[-1]
+    added = noise_scale * (high.sigma**2 - (scale * table.sigma[-1]) ** 2) ** 0.5
+    e, over = table.e.copy(), table.over.copy()
+    e[-1] *= scale
+    e[-1, NOISE] = np.hypot(e[-1, NOISE], added)
+    over[-1] = np.nan  # noise that leads back belongs to no path
+    ends = {
+        name: np.append(getattr(table, name)[:-1], getattr(high, name))
+        for name in ("t", "alpha", "sigma")
+    }
+    return table._replace(e=e, over=over, **ends)
+
+
 def marginal_before(table: StepTable) -> tuple[float, float]:
     """alpha and sigma of the state that sampling starts from, before the table's own churn."""
     scale, churn = table.start

@@ -75,6 +75,7 @@ def test_ode_keeps_its_tolerance_on_the_mixture(x64):
         assert np.asarray(out.finished).all() and np.asarray(out.rejected).sum() > 0
 
 
+@pytest.mark.slow
 def test_ode_goes_from_pure_noise_to_data_and_back(x64):
     """alpha = 0 at one end and sigma = 0 at the other; down with one step size for the batch."""
     z = testbed()["z_B"]

@@ -116,6 +116,7 @@ def test_one_probe_is_exact_for_isotropic_data_and_the_prior_is_the_samplers(x64
     assert found.x_end.shape == x.shape
 
 
+@pytest.mark.slow
 def test_adaptive_integration_agrees(x64):
     process, bed = EDM(), Gaussian(mean=(0.3, -0.2), stds=(0.8, 0.3))
     x = points(bed, 1.0, process.t_min, 8)

@@ -16,18 +16,16 @@ The hook is the `adjust` of `sample`. It belongs to solvers with one evaluation 
 """
 
 import itertools
-import math
 
 import jax.numpy as jnp
-import numpy as np
 
 from scorediff.errors import UserError
 from scorediff.solvers.ddim import ancestral
-from scorediff.solvers.grid import Grid, Node
+from scorediff.solvers.grid import Grid
 from scorediff.solvers.inverse.operators import LinearOperator
 from scorediff.solvers.noise import normal
 from scorediff.solvers.sample import Adjust, Point, Solver
-from scorediff.solvers.table import NOISE, StepTable, join
+from scorediff.solvers.table import StepTable, join, noised_up
 from scorediff.types import Array, Key
 
 
@@ -68,21 +66,6 @@ def repaint(
         segment = Grid(process=grid.process, nodes=grid.nodes[low : high + 1])
         once = solver(segment)
         for _ in range(resamplings - 1 if low > 0 else 0):
-            table = join(table, _raised(once, segment.nodes[-1], segment.nodes[0]))
+            table = join(table, noised_up(once, segment.nodes[0]))
         table = once if table is None else join(table, once)
     return table
-
-
-def _raised(table: StepTable, low: Node, high: Node) -> StepTable:
-    """The table, which ends at `low`, with forward noise that takes its result up to `high`."""
-    scale = high.alpha / low.alpha
-    added = math.sqrt(high.sigma**2 - (scale * low.sigma) ** 2)
-    e, over = table.e.copy(), table.over.copy()
-    e[-1] *= scale
-    e[-1, NOISE] = np.hypot(e[-1, NOISE], added)
-    over[-1] = np.nan
-    ends = {
-        name: np.append(getattr(table, name)[:-1], getattr(high, name))
-        for name in ("t", "alpha", "sigma")
-    }
-    return table._replace(e=e, over=over, **ends)

@@ -12,6 +12,7 @@ import pytest
 from tests.experiment.commands import CONFIG, FLAGS, ROOT, SMALL, rows
 
 LAYOUTS = ["4", "8", "4 pmap"]
+pytestmark = pytest.mark.slow  # make test has the same of a toy: tests/training
 
 
 def curves_of(data_dir, *overrides):
@@ -50,7 +51,6 @@ def test_one_of_eight_devices_trains_as_the_command_does(curves, undisturbed):
     assert_equal(curves["1"], logged[: len(curves["1"])])
 
 
-@pytest.mark.slow
 def test_losses_of_the_whole_network_are_those_of_one_device(data_dir):
     curves = curves_of(data_dir)
     for layout in LAYOUTS:

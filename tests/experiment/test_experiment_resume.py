@@ -34,6 +34,7 @@ def test_killed_several_times_ends_bitwise_the_same(undisturbed, data_dir, tmp_p
     assert_same_end(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_costs_one_line_and_a_few_steps(undisturbed, data_dir, tmp_path):
     workdir = shutil.copytree(undisturbed, tmp_path / "run")
     commands.flip_a_byte(workdir)

@@ -12,6 +12,21 @@ import jax
 import pytest
 
 
+# Files of a minute and more, which start first so that no worker is left with one at the end.
+LONG = (
+    "test_networks.py",
+    "test_training_resume.py",
+    "test_experiment_resume.py",
+    "test_training_devices.py",
+    "test_experiment_mistakes.py",
+    "test_adaptive.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture
 def x64():
     """Float64 in JAX for the length of one test."""

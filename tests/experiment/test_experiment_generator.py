@@ -24,6 +24,7 @@ from scorediff.solvers import (
 )
 
 NFE, N = 5, 6
+pytestmark = pytest.mark.slow  # make test has the same on exact denoisers: tests/solvers
 SOLVERS = {
     "ddim": ddim,
     "ddim eta=0.3": functools.partial(ddim, eta=0.3),

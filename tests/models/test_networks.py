@@ -131,7 +131,8 @@ def test_gradient_agrees_with_a_finite_difference(build):
     assert float(ahead - behind) / (2 * step) == pytest.approx(want, rel=0.02)
 
 
-@pytest.mark.parametrize("remat", ["products", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["products", "full"])
 def test_checkpointing_changes_neither_output_nor_gradient(build, remat):
     params = randomised(build())
     loss, gradients = loss_and_gradient(build())(params)

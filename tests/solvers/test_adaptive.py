@@ -96,6 +96,7 @@ def test_a_sample_has_its_own_steps(x64):
     assert (np.asarray(out.nfe) != np.asarray(other.nfe)).any()
 
 
+@pytest.mark.slow
 def test_evaluations_that_depend_on_t_are_counted():
     """As with guidance in an interval: two for t > middle, one below."""
 

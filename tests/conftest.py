@@ -11,7 +11,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 import jax
 import pytest
 
-
 # Files of a minute and more, which start first so that no worker is left with one at the end.
 LONG = (
     "test_networks.py",

@@ -18,10 +18,10 @@ digits: $(VENV)/ready
 	$(TWO_DEVICES) $(BIN)/python -m experiments.evaluate --workdir=$(WORKDIR)
 
 test: $(VENV)/ready lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(VENV)/ready lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m ""
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ""
 
 lint: $(VENV)/ready
 	$(BIN)/ruff format --check .

@@ -179,6 +179,7 @@ def image_run(params=1.0):
     return exact_run(params, distribution=halves_model(), classes=2, shape=(4, 4, 1))
 
 
+@pytest.mark.slow
 def test_images_of_the_exact_model_measure_as_real_ones(images):
     found = images.measure(image_run())
     numbers, floor = found.numbers, found.floor

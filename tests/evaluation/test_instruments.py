@@ -133,6 +133,7 @@ def test_a_table_as_numbers_of_a_search_is_still_that_table(bench):
     )
 
 
+@pytest.mark.slow
 def test_least_squares_only_ever_improve_and_start_with_the_hand_made_table(bench):
     problem = bench.problem(reference_table(PROCESS, 200), 64, seed=0)
     table = Sampler(solver=dpmpp_multistep, grid=quadratic, nfe=3).table(PROCESS)

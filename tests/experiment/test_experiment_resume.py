@@ -15,6 +15,7 @@ def kill_and_resume(workdir, data_dir, kill_rows):
     return finish(train(workdir, data_dir))
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_ends_bitwise_the_same(undisturbed, data_dir, tmp_path):
     # Once row n is there, the save before the last multiple of SAVE_EVERY below n has finished.
     row = random.Random(2).randint(2 * SAVE_EVERY + 1, STEPS - 1)

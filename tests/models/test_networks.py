@@ -100,6 +100,7 @@ def test_image_noise_level_and_label_matter_and_samples_do_not_mix(build):
         assert change[[0, 2]].max() < 1e-5
 
 
+@pytest.mark.slow
 def test_no_condition_is_the_null_class_and_differs_from_every_class(build):
     apply = forward(build())
     null = apply(X, NOISE, {"label": jnp.full(3, CLASSES)})
@@ -118,6 +119,7 @@ def test_every_parameter_receives_a_finite_gradient(build):
     assert dead == []
 
 
+@pytest.mark.slow
 def test_gradient_agrees_with_a_finite_difference(build):
     params, evaluate, step = randomised(build()), loss_and_gradient(build()), 1e-3
     _, gradients = evaluate(params)
@@ -142,6 +144,7 @@ def test_checkpointing_changes_neither_output_nor_gradient(build, remat):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * float(np.abs(a).max() + 1))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32(build):
     exact = forward(build())(X, NOISE, COND)
     coarse = forward(build(dtype="bfloat16"))(X, NOISE, COND)
@@ -164,6 +167,7 @@ def test_images_need_not_be_square(build):
     assert y.shape == x.shape
 
 
+@pytest.mark.slow
 def test_a_network_without_classes_ignores_labels(build):
     apply = forward(build(num_classes=None))
     np.testing.assert_allclose(apply(X, NOISE, COND), apply(X, NOISE, None), atol=1e-6)

@@ -237,9 +237,12 @@ CASES = {
     "ddrm": Case("ddrm", ANCESTRAL, 0.2, 0.17, 0.13, 0.29),
     "ddrm, exact y": Case("ddrm", ANCESTRAL, 0.0, 0.16, 0.13, 0.27),
 }
+QUICK = ("replacement", "pigdm", "dps", "ddrm, exact y")  # the others in make test-all
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+)
 def test_errors_against_the_exact_posterior(name):
     case, y = CASES[name], measured()
     out = draw(case.method, case.noise, case.table, y)

@@ -46,6 +46,7 @@ def fine():
     return np.asarray(increments(KEYS, spans_of(GRID)), np.float64)
 
 
+@pytest.mark.slow
 def test_increments_of_a_thousand_steps_are_standard_and_independent(fine):
     five_sigma = 5 / np.sqrt(fine.size)
     assert abs(fine.mean()) < five_sigma

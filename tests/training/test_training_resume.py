@@ -134,6 +134,7 @@ def test_killed_many_times_ends_bitwise_the_same(undisturbed, tmp_path, seed):
     assert final(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_bug_right_after_a_save_loses_nothing_and_ends_at_once(tmp_path):
     begin = time.monotonic()
     code, said, err = finish(start(tmp_path, every=4, fail_at=9))

@@ -2,7 +2,7 @@
 
 Times, in one run and interleaved, a whole sampling run at 32x32 and as many calls of the bare
 jitted network, and prints the ratio of the medians; then the memory that XLA reserves for runs of
-10, 100 and 1000 evaluations. Results with their machine are in RESULTS.md.
+10, 100 and 1000 evaluations.
 """
 
 import argparse

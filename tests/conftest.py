@@ -18,7 +18,6 @@ LONG = (
     "test_experiment_resume.py",
     "test_training_devices.py",
     "test_experiment_mistakes.py",
-    "test_adaptive.py",
 )
 
 

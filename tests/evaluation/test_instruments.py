@@ -30,6 +30,8 @@ from scorediff.evaluation.table_search import least_squares, numbers_of, rms, sa
 from scorediff.solvers import Sampler, ancestral, ddim, dpmpp_multistep, logsnr, quadratic
 from scorediff.solvers.found import found, read
 
+pytestmark = pytest.mark.slow  # compilation; make test has no minute left for it
+
 PROCESS = VPLinear()
 
 

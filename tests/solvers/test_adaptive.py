@@ -22,6 +22,8 @@ from scorediff.solvers.step_control import (
 )
 from tests.oracles import bed_a, bed_b, exact_flow, testbed
 
+pytestmark = pytest.mark.slow  # compilation; make test has no minute left for it
+
 VP, FLOW = VPLinear(), FlowMatching(t_min=0.0)
 POINT = Gaussian(mean=(0.3, -0.2), stds=(0.5, 0.5))
 

@@ -13,6 +13,8 @@ from scorediff.solvers.sample import sample_keys
 from scorediff.solvers.spacing import karras
 from scorediff.solvers.table import OFF_PATH, Row, linear, make_table
 
+pytestmark = pytest.mark.slow  # compilation; make test has no minute left for it
+
 SAMPLES, SIZE, STEPS = 16, 8, 1000
 PATHS = SAMPLES * SIZE
 KEYS = sample_keys(jax.random.key(0), jnp.arange(SAMPLES))

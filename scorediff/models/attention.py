@@ -1,4 +1,4 @@
-"""Multi-head self-attention, and the choice of the kernel that computes it.
+"""Multi-head attention, and the choice of the kernel that computes it.
 
 Logits and softmax are float32 in every kernel. cuDNN's fused kernel never writes the n x n logits
 to memory, but it exists only on NVIDIA GPUs in half precision, and has no forward-mode derivative:
@@ -6,6 +6,7 @@ a method that takes `jax.jvp` through the network needs "xla".
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -42,36 +43,115 @@ def choose_kernel(kernel: str, head_dim: int, dtype: str, device: jax.Device) ->
     return "xla" if obstacle else "cudnn"
 
 
-def attend(q: Array, k: Array, v: Array, kernel: str) -> Array:
-    """softmax(q k^T / sqrt(d)) v for [b, n, heads, d], by the named kernel.
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    kernel: str,
+    *,
+    bias: Array | None = None,
+    mask: Array | None = None,
+    scale: float | None = None,
+) -> Array:
+    """softmax(scale q k^T + bias) v for q [b, n, heads, d], k and v [b, m, heads, d].
+
+    kernel: "xla" or "cudnn" (see `choose_kernel`).
+    bias:   added to the logits; mask: True where a query may look. Both broadcast to
+            [b, heads, n, m].
+    scale:  1 / sqrt(d) unless given.
 
     JAX takes the softmax in float32 even of float64 numbers, so those go their own way here.
     """
     if q.dtype != jnp.float64:
-        return jax.nn.dot_product_attention(q, k, v, implementation=kernel)
-    weights = nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1]))
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+        return jax.nn.dot_product_attention(
+            q, k, v, bias=bias, mask=mask, scale=scale, implementation=kernel
+        )
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (scale or 1 / math.sqrt(q.shape[-1]))
+    logits = logits if bias is None else logits + bias
+    logits = logits if mask is None else jnp.where(mask, logits, -jnp.inf)
+    return jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(logits), v)
+
+
+def here(kernel: str, head_dim: int, dtype: str) -> str:
+    """The kernel for this process's devices."""
+    return choose_kernel(kernel, head_dim, dtype, jax.local_devices()[0])
+
+
+def split_heads(x: Array, parts: int, heads: int) -> Array:
+    """[b, n, parts * heads * d] -> [parts, b, n, heads, d], parts outermost."""
+    b, n, width = x.shape
+    if width % (parts * heads):
+        raise UserError(f"{heads} heads do not divide a width of {width // parts}")
+    return jnp.moveaxis(x.reshape(b, n, parts, heads, width // (parts * heads)), 2, 0)
 
 
 class SelfAttention(nn.Module, kw_only=True):
     """Every token looks at every token: [b, n, d] -> [b, n, d], softmax(q k^T / sqrt(d / heads)) v.
 
     Queries, keys and values come from one matrix, in this order, heads inside each.
+
+    qkv_bias:  whether that matrix has a bias.
+    normalise: RMS normalisation of each head's queries and keys, with a learned scale
+               (Dehghani et al., arXiv 2302.05442, section 2.1).
     """
 
     heads: int
+    qkv_bias: bool = True
+    normalise: bool = False
     dtype: str = "float32"
     kernel: str = "auto"
     out_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, bias: Array | None = None) -> Array:
         b, n, d = x.shape
-        if d % self.heads:
-            raise UserError(f"{self.heads} heads do not divide a width of {d}")
         xavier = nn.initializers.xavier_uniform()
-        qkv = nn.Dense(3 * d, dtype=self.dtype, kernel_init=xavier, name="qkv")(x)
-        q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.heads, d // self.heads), 2, 0)
-        kernel = choose_kernel(self.kernel, d // self.heads, self.dtype, jax.local_devices()[0])
-        h = attend(q, k, v, kernel).reshape(b, n, d)
-        return nn.Dense(d, dtype=self.dtype, kernel_init=self.out_init, name="out")(h)
+        matrix = nn.Dense(
+            3 * d, use_bias=self.qkv_bias, dtype=self.dtype, kernel_init=xavier, name="qkv"
+        )
+        q, k, v = split_heads(matrix(x), 3, self.heads)
+        if self.normalise:
+            q, k = head_norm("norm_q", self.dtype)(q), head_norm("norm_k", self.dtype)(k)
+        h = attend(q, k, v, here(self.kernel, d // self.heads, self.dtype), bias=bias)
+        dense = nn.Dense(d, dtype=self.dtype, kernel_init=self.out_init, name="out")
+        return dense(h.reshape(b, n, d))
+
+
+def head_norm(name: str, dtype, epsilon: float = 1e-6) -> nn.RMSNorm:
+    """RMS normalisation over the last axis."""
+    return nn.RMSNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
+
+
+class CrossAttention(nn.Module, kw_only=True):
+    """Tokens [b, n, d] look at a context [b, m, c]: -> [b, n, d].
+
+    Keys and values come from one matrix, in this order. qkv_bias: of both matrices.
+    """
+
+    heads: int
+    qkv_bias: bool = True
+    dtype: str = "float32"
+    kernel: str = "auto"
+    out_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array, bias: Array | None = None) -> Array:
+        b, n, d = x.shape
+        xavier = nn.initializers.xavier_uniform()
+        dense = partial(nn.Dense, use_bias=self.qkv_bias, dtype=self.dtype, kernel_init=xavier)
+        (q,) = split_heads(dense(d, name="q")(x), 1, self.heads)
+        k, v = split_heads(dense(2 * d, name="kv")(context), 2, self.heads)
+        h = attend(q, k, v, here(self.kernel, d // self.heads, self.dtype), bias=bias)
+        out = nn.Dense(d, dtype=self.dtype, kernel_init=self.out_init, name="out")
+        return out(h.reshape(b, n, d))
+
+
+def mask_bias(mask: Array | None, dtype) -> Array | None:
+    """What a mask [b, m] of keys (1 keep, 0 drop) adds to the logits: 0 or -10000, [b, 1, 1, m].
+
+    A finite number, as the field's text-conditional networks have it: with nothing to keep, every
+    key counts alike.
+    """
+    if mask is None:
+        return None
+    return ((1 - mask.astype(dtype)) * -10000.0)[:, None, None, :]

@@ -5,6 +5,8 @@ float32, in two passes: the mean of squares less the squared mean loses every di
 is large beside the spread.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -12,12 +14,14 @@ from jax import lax
 
 from scorediff.errors import UserError, check_choice
 from scorediff.models.attention import KERNELS, SelfAttention
+from scorediff.models.resample import BOX, resample
 from scorediff.types import Array
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 REMAT = ("none", "products", "full")
 XAVIER = nn.initializers.xavier_uniform()
 ZEROS = nn.initializers.zeros_init()
+ACTIVATIONS = {"silu": nn.silu, "gelu": partial(nn.gelu, approximate=False), "relu": nn.relu}
 
 
 def check_positive(where: str, *values: int) -> None:
@@ -68,55 +72,93 @@ def group_count(channels: int) -> int:
     return max(n for n in range(1, limit + 1) if channels % n == 0)
 
 
-def group_norm(channels: int, dtype, name: str) -> nn.GroupNorm:
-    """Group normalisation with DDPM's epsilon and as many groups as fit."""
-    groups = group_count(channels)
-    return nn.GroupNorm(groups, epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
+def group_norm(
+    channels: int, dtype, name: str, *, groups: int | None = None, epsilon: float = 1e-6
+) -> nn.GroupNorm:
+    """Group normalisation with DDPM's epsilon and, without `groups`, as many groups as fit."""
+    groups = group_count(channels) if groups is None else groups
+    if channels % groups:
+        raise UserError(f"{groups} groups of a normalisation do not divide {channels} channels")
+    return nn.GroupNorm(groups, epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
 
 
-def conv3(features: int, dtype, name: str, stride: int = 1, init=XAVIER) -> nn.Conv:
-    """3 x 3 convolution; with stride 2, even sizes are padded at bottom and right, as in DDPM."""
-    return nn.Conv(features, (3, 3), stride, dtype=dtype, kernel_init=init, name=name)
+def conv3(
+    features: int,
+    dtype,
+    name: str,
+    stride: int = 1,
+    init=XAVIER,
+    *,
+    rank: int = 2,
+    padding: str | int = "SAME",
+) -> nn.Conv:
+    """Convolution with a window of 3 in each of `rank` axes.
 
-
-def upsample(x: Array) -> Array:
-    """Each pixel twice along height and width, [b, h, w, c] -> [b, 2h, 2w, c]."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    With stride 2 and "SAME", even sizes are padded at bottom and right, as in DDPM; padding=1 pads
+    both sides, as Stable Diffusion does.
+    """
+    window = (3,) * rank
+    return nn.Conv(
+        features, window, stride, padding=padding, dtype=dtype, kernel_init=init, name=name
+    )
 
 
 class ResBlock(nn.Module, kw_only=True):
-    """Residual block: [b, h, w, c] and c [b, d] -> [b, h, w, features].
+    """Residual block: [b, *space, c] and c [b, d] -> [b, *space, features].
 
-    x + conv(dropout(silu(norm(conv(silu(norm x)) and the condition))))
+    (x + conv(dropout(act(norm(conv(act(norm x)) and the condition))))) / rescale
 
     The condition c comes after its activation. It is added before the second normalisation
     (DDPM, appendix B), or scales and shifts after it with `scale_shift` (iDDPM, arXiv 2102.09672,
-    section 2.1 and appendix A). The last convolution starts at zero.
+    section 2.1 and appendix A); c = None is a block without condition. The last convolution starts
+    at zero.
+
+    groups, epsilon: of the normalisations; groups None as `group_count` says.
+    resample:        "none", "up" or "down": both branches change size after the first activation.
+    taps:            filter of the resampling.
+    rescale:         divides the sum; sqrt(2) keeps its variance (NCSN++, arXiv 2011.13456, H.1).
+    project:         a matrix on the branch of x even where the width stays.
     """
 
     features: int
     dropout: float = 0.0
     scale_shift: bool = False
+    groups: int | None = None
+    epsilon: float = 1e-6
+    act: str = "silu"
+    resample: str = "none"
+    taps: tuple[int, ...] = BOX
+    rescale: float = 1.0
+    project: bool = False
     dtype: str = "float32"
     train: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, c: Array) -> Array:
-        h = nn.silu(group_norm(x.shape[-1], self.dtype, "norm_in")(x))
-        h = self.conditioned(conv3(self.features, self.dtype, "conv_in")(h), c)
-        h = nn.Dropout(self.dropout, deterministic=not self.train)(nn.silu(h))
-        h = conv3(self.features, self.dtype, "conv_out", init=ZEROS)(h)
-        if x.shape[-1] != self.features:
+    def __call__(self, x: Array, c: Array | None) -> Array:
+        act = ACTIVATIONS[self.act]
+        h = act(self.norm(x.shape[-1], "norm_in")(x))
+        h, x = resample(h, self.resample, self.taps), resample(x, self.resample, self.taps)
+        rank = x.ndim - 2
+        h = self.conditioned(conv3(self.features, self.dtype, "conv_in", rank=rank)(h), c)
+        h = nn.Dropout(self.dropout, deterministic=not self.train)(act(h))
+        h = conv3(self.features, self.dtype, "conv_out", init=ZEROS, rank=rank)(h)
+        if self.project or x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, kernel_init=XAVIER, name="shortcut")(x)
-        return x + h
+        return x + h if self.rescale == 1 else (x + h) / self.rescale
 
     @nn.nowrap
-    def conditioned(self, h: Array, c: Array) -> Array:
+    def norm(self, channels: int, name: str) -> nn.GroupNorm:
+        return group_norm(channels, self.dtype, name, groups=self.groups, epsilon=self.epsilon)
+
+    @nn.nowrap
+    def conditioned(self, h: Array, c: Array | None) -> Array:
         """The second normalisation and the condition, in the order that `scale_shift` asks for."""
-        norm = group_norm(self.features, self.dtype, "norm_out")
+        norm = self.norm(self.features, "norm_out")
+        if c is None:
+            return norm(h)
         width = 2 * self.features if self.scale_shift else self.features
         c = nn.Dense(width, dtype=self.dtype, kernel_init=XAVIER, name="condition")(c)
-        c = c[:, None, None, :]
+        c = c.reshape(c.shape[0], *(1,) * (h.ndim - 2), width)
         if not self.scale_shift:
             return norm(h + c)
         scale, shift = jnp.split(c, 2, axis=-1)
@@ -124,17 +166,28 @@ class ResBlock(nn.Module, kw_only=True):
 
 
 class AttentionBlock(nn.Module, kw_only=True):
-    """x + attention(norm x) over the pixels of [b, h, w, c]; its last matrix starts at zero."""
+    """(x + attention(norm x)) / rescale over the positions of [b, *space, c].
+
+    Its last matrix starts at zero. groups, epsilon: of the normalisation, which `normalise=False`
+    leaves out.
+    """
 
     heads: int
+    groups: int | None = None
+    epsilon: float = 1e-6
+    normalise: bool = True
+    rescale: float = 1.0
     dtype: str = "float32"
     kernel: str = "auto"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        b, h, w, c = x.shape
-        tokens = group_norm(c, self.dtype, "norm")(x).reshape(b, h * w, c)
+        h, c = x, x.shape[-1]
+        if self.normalise:
+            norm = group_norm(c, self.dtype, "norm", groups=self.groups, epsilon=self.epsilon)
+            h = norm(x)
         attend = SelfAttention(
             heads=self.heads, dtype=self.dtype, kernel=self.kernel, out_init=ZEROS, name="attention"
         )
-        return x + attend(tokens).reshape(x.shape)
+        h = attend(h.reshape(x.shape[0], -1, c)).reshape(x.shape)
+        return x + h if self.rescale == 1 else (x + h) / self.rescale

@@ -22,22 +22,28 @@ def island(dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def frequencies(half: int) -> np.ndarray:
-    """Angular frequencies 10000^(-i / half), i = 0 .. half - 1, float64 [half].
+def frequencies(half: int, shift: float = 0.0) -> np.ndarray:
+    """Angular frequencies 10000^(-i / (half - shift)), i = 0 .. half - 1, float64 [half].
 
-    As in DiT and ADM. Some ports divide by half - 1, which is another network (Vaswani et al.,
-    arXiv 1706.03762, section 3.5, has i / half too).
+    Shift 0 as in DiT and ADM (and Vaswani et al., arXiv 1706.03762, section 3.5). DDPM's code and
+    some ports divide by half - 1, shift 1, which is another network.
     """
-    return np.exp(-math.log(MAX_PERIOD) * np.arange(half) / half)
+    return np.exp(-math.log(MAX_PERIOD) * np.arange(half) / (half - shift))
 
 
-def sinusoid(position: Array, dim: int) -> Array:
-    """cos then sin of position times each frequency: [b] -> [b, dim], at least float32."""
+def sinusoid(
+    position: Array, dim: int, *, shift: float = 0.0, sin_first: bool = False, dtype="float32"
+) -> Array:
+    """cos and sin of position times each frequency: [b] -> [b, dim], at least `dtype`.
+
+    cos before sin unless sin_first; shift: see `frequencies`.
+    """
     if dim % 2:
         raise UserError(f"a sinusoidal embedding needs an even width, got {dim}")
-    position = position.astype(island(position.dtype))
-    phase = position[:, None] * jnp.asarray(frequencies(dim // 2), position.dtype)[None, :]
-    return jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
+    position = position.astype(jnp.promote_types(island(position.dtype), island(dtype)))
+    phase = position[:, None] * jnp.asarray(frequencies(dim // 2, shift), position.dtype)[None, :]
+    waves = (jnp.sin, jnp.cos) if sin_first else (jnp.cos, jnp.sin)
+    return jnp.concatenate([wave(phase) for wave in waves], axis=-1)
 
 
 def grid_sincos(height: int, width: int, dim: int) -> np.ndarray:
@@ -77,7 +83,7 @@ class Conditioning(nn.Module, kw_only=True):
         dense = partial(
             nn.Dense, self.width, dtype=island(self.dtype), kernel_init=self.kernel_init
         )
-        c = dense(name="noise_in")(sinusoid(noise, self.features))
+        c = dense(name="noise_in")(sinusoid(noise, self.features, dtype=self.dtype))
         c = dense(name="noise_out")(nn.silu(c))
         if self.num_classes is None:
             return c

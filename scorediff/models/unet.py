@@ -18,9 +18,9 @@ from scorediff.models.blocks import (
     checkpointed,
     conv3,
     group_norm,
-    upsample,
 )
 from scorediff.models.embeddings import Conditioning, island
+from scorediff.models.resample import upsample
 from scorediff.types import Array, Cond
 
 

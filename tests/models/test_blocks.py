@@ -13,8 +13,8 @@ from scorediff.models.blocks import (
     conv3,
     group_count,
     group_norm,
-    upsample,
 )
+from scorediff.models.resample import upsample
 
 RNG = np.random.default_rng(0)
 

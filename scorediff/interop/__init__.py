@@ -1,0 +1,1 @@
+"""Reading and writing published checkpoint layouts, as tables of names; no pickle, no torch."""

@@ -67,7 +67,7 @@ class Published:
     config: Config = field(default_factory=dict)
 
     def with_dtype(self, dtype: str) -> "Published":
-        """The same model with parameters of `dtype` ("float32", "float64", ...), computing in it."""
+        """The same model with parameters of `dtype` ("float32", "float64"), computing in it."""
         params = jax.tree.map(lambda a: np.asarray(a, dtype), self.params)
         network = self.network.clone(dtype=dtype)
         return Published(network=network, params=params, format=self.format, config=self.config)

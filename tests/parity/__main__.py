@@ -1,4 +1,4 @@
-"""python -m tests.parity DIR [--only NAME]: every recorded case of a folder, and whether it passes."""
+"""python -m tests.parity DIR [--only NAME]: every recorded case of a folder, passed or failed."""
 
 import argparse
 import os

@@ -79,13 +79,25 @@ class Sampling:
         """`denoise` with guidance and threshold around it."""
         guided = denoise
         if null_cond:
-            asked = inspect.signature(self.guidance).parameters
-            given = {"process": process} if "process" in asked else {}
-            guided = self.guidance(denoise, null_cond=null_cond, scale=self.guidance_scale, **given)
+            given = {"null_cond": null_cond, "scale": self.guidance_scale, "process": process}
+            guided = self.guidance(denoise, **self._asked(given))
         if self.guidance_interval is not None:
+            if guided is denoise:
+                raise UserError("guidance_interval without guidance: set a guidance_scale beside 1")
             low, high = self.guidance_interval
             guided = interval(guided, denoise, process=process, low=low, high=high)
         return guided if self.threshold is None else self.threshold(guided)
+
+    def _asked(self, given: Mapping[str, object]) -> dict[str, object]:
+        """Of what there is to give, what the rule asks for; a UserError if it needs more."""
+        arguments = list(inspect.signature(self.guidance).parameters.values())[1:]
+        lacking = [a.name for a in arguments if a.default is a.empty and a.name not in given]
+        if lacking:
+            raise UserError(
+                f"guidance needs {', '.join(lacking)}, which a config cannot give: bind them, or "
+                "wrap the denoiser in Python"
+            )
+        return {a.name: given[a.name] for a in arguments if a.name in given}
 
 
 class Samples(NamedTuple):

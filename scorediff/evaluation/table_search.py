@@ -30,10 +30,11 @@ from scorediff.types import Array, Cond, DenoiseFn
 
 _MARGIN = 1e-2  # of the range of log(alpha/sigma) that a start keeps from its ends
 _FARTHEST = 10.0  # what stands for log(alpha/sigma) = +-infinity at the ends
-_CALMER, _STRONGER, _TRIES = 0.3, 4.0, 16  # how the damping follows success and failure
-_STRIDE = (
-    0.5  # the most that a place moves in a step: one that leaps to an end feels no slope there
-)
+# Dampings that a step tries, over the last one's: a try costs one sampling run, J as many as there
+# are numbers, so the best of many is cheap; a step that merely helps creeps along curved valleys.
+_TRIES = 10.0 ** np.arange(-2, 4.1, 0.5)
+# The most that a place moves in a step: one that leaps to an end feels no slope there.
+_STRIDE = 0.5
 _SLOPES_AT_ONCE = 2**17  # numbers of J in one call: bounds the memory that a network takes
 _compiled = functools.partial(jax.jit, static_argnums=(0, 1))
 
@@ -133,8 +134,9 @@ def least_squares(
 ) -> Iterator[Progress]:
     """Steps of equation (1), each with less error than the one before, starting with none.
 
-    Ends after `steps`, when no damping makes the error smaller, or when five steps in a row have
-    made the mean square less by no more than the share `enough`.
+    Every step takes the best of several dampings around the last one's (at first `damping`). Ends
+    after `steps`, when none makes the error smaller, or when five steps in a row have made the mean
+    square less by no more than the share `enough`.
     """
     free = _free(numbers)
     cost = _cost(denoise, process, numbers, problem)
@@ -142,17 +144,14 @@ def least_squares(
     yield Progress(0, cost**0.5, numbers)
     for step in range(1, steps + 1):
         square, slope = _normal_equations(denoise, process, numbers, free, problem)
-        for _ in range(_TRIES):
-            by = _solve(square, slope, damping)
-            by[: len(numbers.place)] = np.clip(by[: len(numbers.place)], -_STRIDE, _STRIDE)
-            moved = _move(numbers, free, by)
-            cost = _cost(denoise, process, moved, problem)
-            if cost < costs[-1]:
-                break
-            damping *= _STRONGER
-        else:
+        tries = []
+        for mu in damping * _TRIES:
+            moved = _stepped(numbers, free, square, slope, mu)
+            tries.append((_cost(denoise, process, moved, problem), mu, moved))
+        cost, mu, moved = min(tries, key=lambda tried: tried[0])
+        if not cost < costs[-1]:
             return
-        numbers, damping = moved, max(damping * _CALMER, 1e-9)
+        numbers, damping = moved, float(np.clip(mu, 1e-9, 1e3))
         costs.append(cost)
         yield Progress(step, cost**0.5, numbers)
         if step >= 5 and costs[-6] - cost < enough * costs[-6]:
@@ -169,6 +168,15 @@ def _free(numbers: Numbers) -> np.ndarray:
     exists &= (column != 1) | (uses_b & (row > 0))
     moves = [np.ones(n, bool), exists, exists & uses_b & (row < n - 1)]
     return np.flatnonzero(np.concatenate([part.ravel() for part in moves]))
+
+
+def _stepped(
+    numbers: Numbers, free: np.ndarray, square: np.ndarray, slope: np.ndarray, damping: float
+) -> Numbers:
+    """The numbers after the step of equation (1), in which no place moves far."""
+    by, places = _solve(square, slope, damping), len(numbers.place)
+    by[:places] = np.clip(by[:places], -_STRIDE, _STRIDE)
+    return _move(numbers, free, by)
 
 
 def _move(numbers: Numbers, free: Array, by: Array) -> Numbers:

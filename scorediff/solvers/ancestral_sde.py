@@ -21,7 +21,7 @@ from collections.abc import Callable
 import numpy as np
 
 from scorediff.errors import UserError
-from scorediff.solvers.ddim import snr_root_ratio
+from scorediff.solvers.ddim import posterior_sigma
 from scorediff.solvers.grid import Grid, Node, nodes_at
 from scorediff.solvers.table import Row, StepTable, denoise_to_data, keep_eps, linear, make_table
 
@@ -147,7 +147,7 @@ def _two_stage(grid: Grid, name: str, step: _Step, eta: float, noise_scale: floa
 
 def _split(now: Node, new: Node, eta: float) -> tuple[float, float]:
     """s_up and s_down of equation (1), in units of s'."""
-    up = min(1.0, eta * math.sqrt(1 - snr_root_ratio(now, new) ** 2))
+    up = min(1.0, eta * posterior_sigma(now, new) / new.sigma)
     return up, math.sqrt(1 - up**2)
 
 

@@ -34,7 +34,7 @@ def ddim(grid: Grid, *, eta: float = 0.0, stride: float | None = None) -> StepTa
     def step(now: Node, new: Node) -> Row:
         if new.is_data:
             return denoise_to_data(now)
-        s = eta * new.sigma * math.sqrt(1 - snr_root_ratio(now, new) ** 2) if eta else 0.0
+        s = eta * posterior_sigma(now, new) if eta else 0.0
         keep = math.sqrt(new.sigma**2 - s**2) / now.sigma
         return Row(now, e=linear(e=keep, m=(new.alpha - keep * now.alpha,), z=s))
 
@@ -66,10 +66,20 @@ def ancestral(grid: Grid, *, variance: Literal["small", "large"] = "small") -> S
         r = snr_root_ratio(now, new)
         toward_x = r * new.sigma / now.sigma
         toward_x0 = new.alpha * (1 - r**2)
-        noise = new.sigma if variance == "small" else now.sigma
-        return Row(now, e=linear(e=toward_x, m=(toward_x0,), z=noise * math.sqrt(1 - r**2)))
+        noise = posterior_sigma(now, new)
+        if variance == "large":
+            noise *= now.sigma / new.sigma
+        return Row(now, e=linear(e=toward_x, m=(toward_x0,), z=noise))
 
     return make_table([step(*nodes) for nodes in grid.steps()], grid.nodes[-1])
+
+
+def posterior_sigma(now: Node, new: Node) -> float:
+    """Deviation of q(x' | x, x0), sigma' sqrt(1 - r^2); UserError where it goes up in noise."""
+    r = snr_root_ratio(now, new)
+    if r > 1:
+        raise UserError(f"a step from t={now.t:g} up to t={new.t:g} cannot add ancestral noise")
+    return new.sigma * math.sqrt(1 - r**2)
 
 
 def snr_root_ratio(now: Node, new: Node) -> float:

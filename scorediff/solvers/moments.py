@@ -51,28 +51,36 @@ def propagate(
     state[_E], state[_ONE] = scale * mean, 1.0
     cov[_E, _E] = scale**2 * variance + churn**2
     seen = [(state[_E], cov[_E, _E])]
-    for k in range(table.nfe):
-        step = _update(table, k) @ _remember(table, k, *x0_hat(k))
-        noise = np.zeros(_ONE + 1)
-        noise[[_E, _B]] = table.e[k, NOISE], table.b[k, NOISE]
-        state, cov = step @ state, step @ cov @ step.T + np.outer(noise, noise)
+    noise = np.zeros((table.nfe, _ONE + 1))
+    noise[:, _E], noise[:, _B] = table.e[:, NOISE], table.b[:, NOISE]
+    for step, spread in zip(_steps(table, x0_hat), noise, strict=True):
+        state, cov = step @ state, step @ cov @ step.T + np.outer(spread, spread)
         seen.append((state[_E], cov[_E, _E]))
     return Moments(*np.array(seen).T)
 
 
-def _remember(table: StepTable, k: int, gain: float, offset: float) -> np.ndarray:
+def _steps(table: StepTable, x0_hat: Callable[[int], tuple[float, float]]) -> np.ndarray:
+    """What each row does to the registers, [nfe, registers, registers]."""
+    gain, offset = np.array([x0_hat(k) for k in range(table.nfe)]).T
+    return _updates(table) @ _remembered(table, gain, offset)
+
+
+def _remembered(table: StepTable, gain: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """Evaluate at e and shift the history."""
-    of_e, of_x0 = table.keep[k]
-    matrix = np.zeros((_ONE + 1, _ONE + 1))
-    matrix[[_E, _B, _ONE], [_E, _B, _ONE]] = 1.0
-    matrix[_HISTORY, [_E, _ONE]] = of_e + of_x0 * gain, of_x0 * offset
+    of_e, of_x0 = np.asarray(table.keep).T
+    matrix = np.zeros((table.nfe, _ONE + 1, _ONE + 1))
+    for register in (_E, _B, _ONE):
+        matrix[:, register, register] = 1.0
+    matrix[:, _HISTORY, _E] = of_e + of_x0 * gain
+    matrix[:, _HISTORY, _ONE] = of_x0 * offset
     older = np.arange(_HISTORY + 1, _ONE)
-    matrix[older, older - 1] = 1.0
+    matrix[:, older, older - 1] = 1.0
     return matrix
 
 
-def _update(table: StepTable, k: int) -> np.ndarray:
-    matrix = np.eye(_ONE + 1)
-    matrix[_E, :_ONE] = np.delete(table.e[k], NOISE)
-    matrix[_B, :_ONE] = np.delete(table.b[k], NOISE)
+def _updates(table: StepTable) -> np.ndarray:
+    """The new e and b from all registers; the rest stays."""
+    matrix = np.tile(np.eye(_ONE + 1), (table.nfe, 1, 1))
+    matrix[:, _E, :_ONE] = np.delete(table.e, NOISE, axis=1)
+    matrix[:, _B, :_ONE] = np.delete(table.b, NOISE, axis=1)
     return matrix

@@ -21,7 +21,7 @@ from typing import get_args
 import numpy as np
 
 from scorediff.errors import UserError, check_choice
-from scorediff.solvers.ddim import snr_root_ratio
+from scorediff.solvers.ddim import posterior_sigma
 from scorediff.solvers.dpm import Form
 from scorediff.solvers.exponential import (
     Prediction,
@@ -183,7 +183,7 @@ def _less_noisy(grid: Grid, now: Node, new: Node, eta: float, floor: Node) -> No
     """
     if eta == 0 or new is floor:
         return new
-    removed = min(1.0, eta * math.sqrt(1 - snr_root_ratio(now, new) ** 2))
+    removed = min(1.0, eta * posterior_sigma(now, new) / new.sigma)
     sigma = new.sigma * math.sqrt(1 - removed**2)
     sigma = max(sigma, new.alpha * floor.sigma / floor.alpha)
     t = grid.process.host_when([new.alpha], [sigma])[0]

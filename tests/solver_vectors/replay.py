@@ -21,6 +21,7 @@ from scorediff.diffusion import EDM, FlowMatching, Process, VPLinear
 from scorediff.solvers.grid import DATA, Grid, Node
 from scorediff.solvers.sample import sample_bounded
 from scorediff.solvers.table import StepTable, pad
+from tests.oracles import tuples
 
 TOLERANCE = 1e-9
 ROWS = 512  # all tables are padded to multiples of this, so a bed compiles once
@@ -76,22 +77,18 @@ def read_beds(folder: Path) -> dict[str, Bed]:
     with np.load(folder / "testbed.npz", allow_pickle=False) as file:
         a = dict(file)
     mixture = GaussianMixture(
-        weights=_tuples(a["A_weights"]),
-        means=_tuples(a["A_means"]),
-        stds=_tuples(a["A_stds"]),
-        axes=_tuples(a["A_eigvecs"]),
+        weights=tuples(a["A_weights"]),
+        means=tuples(a["A_means"]),
+        stds=tuples(a["A_stds"]),
+        axes=tuples(a["A_eigvecs"]),
     )
     gaussian = Gaussian(
-        mean=_tuples(a["B_mean"]), stds=_tuples(a["B_stds"]), axes=_tuples(a["B_eigvecs"])
+        mean=tuples(a["B_mean"]), stds=tuples(a["B_stds"]), axes=tuples(a["B_eigvecs"])
     )
     return {
         "A": Bed(distribution=mixture, z=a["z_A"], noise=a["noise_A"]),
         "B": Bed(distribution=gaussian, z=a["z_B"], noise=a["noise_B"]),
     }
-
-
-def _tuples(array) -> tuple:
-    return tuple(map(_tuples, array)) if np.ndim(array) > 1 else tuple(np.asarray(array).tolist())
 
 
 # --- grids as recorded

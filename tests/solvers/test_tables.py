@@ -38,6 +38,7 @@ from scorediff.solvers import (
     uniform,
 )
 from scorediff.solvers.exponential import phi
+from scorediff.solvers.grid import upward
 from scorediff.solvers.moments import gaussian_moments, transport
 from scorediff.solvers.table import describe
 from tests.oracles import bed_a
@@ -285,3 +286,10 @@ def test_a_table_prints_itself():
 def test_mistakes_are_named(make, words):
     with pytest.raises(UserError, match=words):
         make()
+
+
+@pytest.mark.parametrize("solver", [partial(ddim, eta=0.5), ancestral])
+def test_ancestral_noise_is_refused_on_the_way_up(solver):
+    grid = make_grid(VPLinear(), logsnr, 4)
+    with pytest.raises(UserError, match="cannot add ancestral noise"):
+        solver(upward(grid))

@@ -62,7 +62,7 @@ class ExactDistribution:
 
     @functools.cached_property
     def components(self) -> Components:
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not define components")
 
     @property
     def dim(self) -> int:

@@ -8,23 +8,16 @@ appendix F) runs the same first-order ODE solver up in t. The way back down retu
 to the error of the solver, which falls with the number of steps.
 """
 
-from functools import partial
-
-import jax.numpy as jnp
-
 from scorediff.errors import UserError
+from scorediff.solvers.ddim import ddim
 from scorediff.solvers.grid import Grid, upward
 from scorediff.solvers.likelihood import check_ode, no_noise
 from scorediff.solvers.noise import normal, stream_of
-from scorediff.solvers.runge_kutta import euler
 from scorediff.solvers.sample import NoiseSource, Outcome, Solver, independent, run
-from scorediff.solvers.table import StepTable
+from scorediff.solvers.table import StepTable, marginal_before
 from scorediff.types import Array, Cond, DenoiseFn, Key
 
 _GUIDE = (1 << 22) + 5  # stream of a sample's own key
-
-# DDIM with eta = 0, as Euler's method in sigma/alpha, which runs in either direction
-DDIM_ODE: Solver = partial(euler, frame="straight")
 
 
 def sdedit(
@@ -37,10 +30,9 @@ def sdedit(
     noise: NoiseSource = independent,
 ) -> Outcome:
     """Samples near guides [b, *d]; the table starts at an intermediate time, its t_start."""
-    scale, churn = table.start
-    sigma = jnp.sqrt(table.sigma[0] ** 2 - churn**2)  # before the table's own churn
+    alpha, sigma = marginal_before(table)
     z = normal(stream_of(keys, _GUIDE), guide)
-    x = ((table.alpha[0] * guide + sigma * z) / scale).astype(guide.dtype)
+    x = (alpha * guide + sigma * z).astype(guide.dtype)
     return run(denoise, table, x, keys=keys, cond=cond, noise=noise)
 
 
@@ -50,7 +42,7 @@ def invert(
     x: Array,
     *,
     keys: Key,
-    solver: Solver = DDIM_ODE,
+    solver: Solver = ddim,
     cond: Cond = None,
 ) -> Outcome:
     """Carry x [b, *d] from the grid's lowest node, data aside, up to its first: its latent code.

@@ -32,7 +32,12 @@ PARTS = {
     "interop": ("models",),
     "solvers": ("diffusion",),
     "evaluation": ("diffusion", "models", "data", "training", "solvers"),
+    "pretrained": ("diffusion", "models", "interop"),
     "experiment": ("diffusion", "models", "data", "training", "interop", "solvers", "evaluation"),
+    "conversion": (
+        *("diffusion", "data", "training", "interop", "solvers", "evaluation"),
+        *("pretrained", "experiment"),
+    ),
 }
 BANNED_MODULES = ("pickle", "cloudpickle", "dill", "torch", "tensorflow", "marshal", "shelve")
 BANNED_CALLS = ("eval", "exec", "__import__", "yaml.load", "yaml.unsafe_load", "yaml.full_load")

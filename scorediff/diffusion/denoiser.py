@@ -37,9 +37,24 @@ def scaled_time(t: Array, m: Marginal, *, scale: float = 1000.0) -> Array:
     return scale * t
 
 
-def log_noise(t: Array, m: Marginal, *, scale: float = 0.25) -> Array:
-    """c_noise: log(sigma/alpha) times `scale` (EDM, arXiv 2206.00364, table 1); needs alpha > 0."""
-    return scale * (jnp.log(m.sigma) - jnp.log(m.alpha))
+def timestep_index(t: Array, m: Marginal, *, steps: int = 1000) -> Array:
+    """The index 0 .. steps - 1 of a discrete-time network, at t = (index + 1) / steps."""
+    return steps * t - 1
+
+
+def time_from_noise(t: Array, m: Marginal) -> Array:
+    """1 - t: a clock that runs from noise to data (SiT, arXiv 2401.08740)."""
+    return 1 - t
+
+
+def noise_level(t: Array, m: Marginal) -> Array:
+    """sigma/alpha itself."""
+    return m.sigma / m.alpha
+
+
+def log_noise(t: Array, m: Marginal, *, scale: float = 0.25, unit: float = 1.0) -> Array:
+    """c_noise: scale log(sigma / alpha / unit) (EDM, arXiv 2206.00364, table 1); for alpha > 0."""
+    return scale * (jnp.log(m.sigma) - jnp.log(m.alpha * unit))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,8 +35,6 @@ class DenoisingLoss:
     drop_rate: float = 0.0
 
     def __post_init__(self):
-        if self.denoiser.learned_variance:
-            raise UserError("DenoisingLoss trains no learned variance; set learned_variance=False")
         if not 0 <= self.drop_rate < 1:
             raise ValueError(f"drop_rate must be in [0, 1), got {self.drop_rate}")
         missing = set(self.cond_keys) - set(self.null_cond)
@@ -44,7 +42,9 @@ class DenoisingLoss:
             raise ValueError(f"null_cond lacks {sorted(missing)}, which drop_rate > 0 needs")
 
     def __call__(self, params: Params, batch: Batch, draws: Draws) -> tuple[Array, Metrics]:
-        """Loss (a scalar) and its metrics."""
+        """Loss (a scalar) and its metrics; UserError for a denoiser with learned variance."""
+        if self.denoiser.learned_variance:
+            raise UserError("DenoisingLoss trains no learned variance; set learned_variance=False")
         x0 = self.to_x0(batch)
         t, importance = self.times(self.denoiser.process, draws, _TIMES)
         m = self.denoiser.process(t).expand(x0)

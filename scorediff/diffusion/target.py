@@ -52,6 +52,16 @@ def velocity(m: Marginal) -> tuple[Array, Array]:
     return m.dalpha, m.dsigma
 
 
+def to_data(m: Marginal) -> tuple[Array, Array]:
+    """x0 - eps, the velocity on a clock that runs from noise to data (SiT, arXiv 2401.08740)."""
+    return jnp.ones_like(m.alpha), -jnp.ones_like(m.alpha)
+
+
+def scaled_score(m: Marginal) -> tuple[Array, Array]:
+    """-eps, the score times sigma (EDM's VE networks, arXiv 2206.00364, table 1)."""
+    return jnp.zeros_like(m.alpha), -jnp.ones_like(m.alpha)
+
+
 def edm(*, sigma_data: float = 0.5) -> Target:
     """EDM's F, of unit variance for data of deviation sigma_data (arXiv 2206.00364, eq. 7).
 

@@ -29,7 +29,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} should hold a JSON object, not a {type(value).__name__}")
@@ -46,6 +46,8 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str,
         raise UserError(f"cannot read {path}: {error}") from None
     except (SafetensorError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
+    except AttributeError as error:  # safetensors asks NumPy for a type by its name
+        raise UserError(f"{path} has a type of numbers that is not read here: {error}") from None
 
 
 def read_folder(folder: str | Path, variant: str | None = None) -> dict[str, np.ndarray]:
@@ -74,14 +76,19 @@ def _read_shards(folder: Path, index: Path) -> dict[str, np.ndarray]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(f"{index} has no weight_map")
-    tensors: dict[str, np.ndarray] = {}
-    for name in sorted(set(places.values())):
+    for name in places.values():
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
             raise UserError(f"{index} names {name!r}, which is not a file of its own folder")
-        tensors |= read_safetensors(folder / name)[0]
-    if set(tensors) != set(places):
-        odd = sorted(set(tensors) ^ set(places))
-        raise UserError(f"{index} and its shards disagree about {', '.join(odd[:4])}")
+    tensors: dict[str, np.ndarray] = {}
+    for name in sorted(set(places.values())):
+        shard = read_safetensors(folder / name)[0]
+        odd = [tensor for tensor in shard if places.get(tensor) != name]
+        if odd:
+            raise UserError(f"{index} and {name} disagree about {', '.join(odd[:4])}")
+        tensors |= shard
+    lost = sorted(set(places) - set(tensors))
+    if lost:
+        raise UserError(f"{index} has {', '.join(lost[:4])}, which its shards have not")
     return tensors
 
 

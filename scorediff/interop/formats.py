@@ -111,7 +111,35 @@ def to_tensors(format: Format, network: nn.Module, params: Params) -> dict[str, 
 
 
 # "module:NAME" of each format; a module is imported when one of its classes is asked for.
-KNOWN: dict[str, str] = {}
+KNOWN: dict[str, str] = {
+    "adm/UNetModel": "adm:ADM",
+    "adm/UNetModel (new attention order)": "adm:ADM_PARTS_FIRST",
+    "edm/iDDPMPrecond(DhariwalUNet)": "edm_adm:IDDPM",
+    "edm/VEPrecond(DhariwalUNet)": "edm_adm:VE",
+    "edm/VPPrecond(DhariwalUNet)": "edm_adm:VP",
+    "edm/EDMPrecond(DhariwalUNet)": "edm_adm:EDM",
+    "score_sde/ncsnpp": "score_sde:NCSNPP",
+    "edm/EDMPrecond(SongUNet)": "edm:EDM",
+    "edm/VEPrecond(SongUNet)": "edm:VE",
+    "edm/VPPrecond(SongUNet)": "edm:VP",
+    "edm/iDDPMPrecond(SongUNet)": "edm:IDDPM",
+    "UNet2DModel (NCSN++)": "unet2d_skip:UNET2D_SKIP",
+    "UNet2DModel": "unet2d:UNET2D",
+    "uvit/UViT": "uvit:UVIT",
+    "sit/SiT": "dit:SIT",
+    "dit/DiT": "dit:DIT",
+    "SD3Transformer2DModel": "mmdit:SD3_TRANSFORMER",
+    "PixArtTransformer2DModel": "pixart:PIXART",
+    "DiTTransformer2DModel": "dit:DIT_TRANSFORMER",
+    "AutoencoderKL": "autoencoder:AUTOENCODER_KL",
+    "CLIPTextModel": "clip:CLIP_TEXT",
+    "CLIPTextModelWithProjection": "clip:CLIP_TEXT_WITH_PROJECTION",
+    "T5EncoderModel": "t5:T5_ENCODER",
+    "ControlNetModel": "controlnet:CONTROLNET",
+    "ldm/AutoencoderKL": "ldm:AUTOENCODER_KL",
+    "ldm/UNetModel": "ldm:TEXT_UNET",
+    "UNet2DConditionModel": "text_unet:TEXT_UNET",
+}
 
 
 def known(name: str) -> Format:
@@ -124,11 +152,13 @@ def known(name: str) -> Format:
 
 def class_of(config: Config, where: str) -> str:
     """The class that a hub config names."""
-    architectures = config.get("architectures") or [None]
-    name = config.get("_class_name") or architectures[0]
+    architectures = config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    name = config.get("_class_name") or first
     if not isinstance(name, str):
         raise UserError(f"{where} names no class (_class_name or architectures)")
-    if name == "UNet2DModel" and any("Skip" in block for block in config["down_block_types"]):
+    blocks = config.get("down_block_types") or ()
+    if name == "UNet2DModel" and any("Skip" in str(block) for block in blocks):
         return "UNet2DModel (NCSN++)"
     if name == "Transformer2DModel":  # what older files call both
         kinds = {
@@ -149,6 +179,10 @@ def load(folder: str | Path, *, variant: str | None = None) -> Published:
 
 
 def save(folder: str | Path, model: Published) -> None:
-    """A hub folder that the class's own library reads."""
+    """A hub folder that the class's own library reads.
+
+    What the loaded config said beyond the network (a preconditioner's constants) is kept.
+    """
+    config = {**model.config, **model.format.config(model.network)}
     tensors = to_tensors(model.format, model.network, model.params)
-    files.write_folder(folder, model.format.config(model.network), tensors, stem=model.format.stem)
+    files.write_folder(folder, config, tensors, stem=model.format.stem)

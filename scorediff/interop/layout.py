@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -60,8 +61,8 @@ class Entry(NamedTuple):
     theirs: its name in the file without ".weight" and ".bias" (of a bare parameter: the whole
             name). Several names are parts that ours holds side by side along its last axis. A
             name with "{}" is one layer of many, which ours keeps stacked on axis 0.
-    form:   of the kernel; biases, norms, tables and bare parameters are the same on both sides
-            unless `bias` says otherwise.
+    form:   of the kernel, or of the bare parameter; biases, norms and tables are the same on both
+            sides unless `bias` says otherwise.
     leaves: what the file calls our leaves.
     """
 
@@ -92,13 +93,13 @@ class Link(NamedTuple):
     stacked: bool
 
     def read(self, tensors: Tensors) -> np.ndarray:
-        """Our array from the file's."""
-        layers = [
-            np.concatenate([self.form.read(tensors[name]) for name in row], axis=-1)
-            if len(row) > 1
-            else self.form.read(tensors[row[0]])
-            for row in self.names
-        ]
+        """Our array from the file's; ValueError where parts or layers are of unequal shapes."""
+        layers = []
+        for row in self.names:
+            parts = [self.form.read(tensors[name]) for name in row]
+            if len({part.shape for part in parts}) > 1:
+                raise ValueError("parts of unequal shapes")
+            layers.append(np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0])
         return np.stack(layers) if self.stacked else layers[0]
 
     def write(self, value: np.ndarray) -> dict[str, np.ndarray]:
@@ -190,6 +191,8 @@ def _checked(path: str, link: Link, shape: tuple[int, ...], tensors: Tensors, wh
         value = link.read(tensors)
     except ValueError:  # a transpose that the number of axes does not allow, or unequal parts
         value = None
+    if not jnp.issubdtype(tensors[first].dtype, jnp.floating):
+        raise UserError(f"{where}: {first} holds {tensors[first].dtype}, not real numbers")
     if value is None or value.shape != shape:
         raise UserError(
             f"{where}: {first} of shape {theirs} does not fit {path}, which has {shape} here"

@@ -21,7 +21,12 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 REMAT = ("none", "products", "full")
 XAVIER = nn.initializers.xavier_uniform()
 ZEROS = nn.initializers.zeros_init()
-ACTIVATIONS = {"silu": nn.silu, "gelu": partial(nn.gelu, approximate=False), "relu": nn.relu}
+ACTIVATIONS = {
+    "silu": nn.silu,
+    "gelu": partial(nn.gelu, approximate=False),
+    "relu": nn.relu,
+    "mish": jax.nn.mish,
+}
 
 
 def check_positive(where: str, *values: int) -> None:

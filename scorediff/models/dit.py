@@ -3,50 +3,34 @@
 The image is cut into patches, each patch is a token, and every layer is steered by the condition
 through adaLN-zero: shift, scale and gate of each branch are linear in the condition and start at
 zero, so every block is the identity in a fresh network, which answers zero everywhere.
+
+SiT (Ma et al., arXiv 2401.08740, section 3.3) is this network at another noise level and target.
 """
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from scorediff.errors import UserError
+from scorediff.errors import UserError, check_choice
 from scorediff.models.attention import SelfAttention
-from scorediff.models.blocks import XAVIER, ZEROS, check_common, check_positive, checkpointed
-from scorediff.models.embeddings import Conditioning, grid_sincos, island
+from scorediff.models.blocks import ZEROS, check_common, check_positive, checkpointed
+from scorediff.models.embeddings import NULL_CLASSES, Conditioning, grid_sincos, island
+from scorediff.models.patches import (
+    check_patches,
+    embed_patches,
+    stretched_positions,
+    table_positions,
+    unpatchify,
+)
+from scorediff.models.transformer import NOISE_FEATURES, NORMAL, layer_norm, mlp, modulate, read_out
 from scorediff.types import Array, Cond
 
-NOISE_FEATURES = 256  # width of the sinusoid of the noise level, at every size of the paper
-
-
-def layer_norm(x: Array, name: str, dtype) -> Array:
-    """Normalisation over channels without parameters; the condition supplies scale and shift."""
-    norm = nn.LayerNorm(
-        epsilon=1e-6,
-        use_bias=False,
-        use_scale=False,
-        use_fast_variance=False,
-        dtype=dtype,
-        name=name,
-    )
-    return norm(x)
-
-
-def modulate(x: Array, shift: Array, scale: Array) -> Array:
-    """x (1 + scale) + shift, tokens [b, n, d] and one vector a sample [b, d]."""
-    return x * (1 + scale[:, None, :]) + shift[:, None, :]
-
-
-def patchify(x: Array, size: int) -> Array:
-    """[b, h, w, c] -> [b, (h / size) (w / size), size size c], all row-major."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // size, size, w // size, size, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, size * size * c)
-
-
-def unpatchify(tokens: Array, size: int, height: int, width: int) -> Array:
-    """The inverse of `patchify` for an image of height x width."""
-    b = tokens.shape[0]
-    x = tokens.reshape(b, height // size, width // size, size, size, -1)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, height, width, -1)
+POSITIONS = ("fixed", "table")
+PARTITION = (
+    (r"(qkv|mlp_in|modulation|noise_in)/kernel$", ("fsdp", "tensor")),
+    (r"(attention/out|mlp_out|noise_out)/kernel$", ("tensor", "fsdp")),
+    (r"label/embedding$", (None, "fsdp")),
+)
 
 
 class DiTBlock(nn.Module, kw_only=True):
@@ -57,6 +41,8 @@ class DiTBlock(nn.Module, kw_only=True):
 
     heads: int
     mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    mlp_epsilon: float = 1e-6
     dtype: str = "float32"
     kernel: str = "auto"
 
@@ -66,38 +52,47 @@ class DiTBlock(nn.Module, kw_only=True):
         modulation = nn.Dense(6 * d, dtype=self.dtype, kernel_init=ZEROS, name="modulation")(c)
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
         attend = SelfAttention(
-            heads=self.heads, dtype=self.dtype, kernel=self.kernel, name="attention"
+            heads=self.heads,
+            qkv_bias=self.qkv_bias,
+            dtype=self.dtype,
+            kernel=self.kernel,
+            name="attention",
         )
         h = attend(modulate(layer_norm(x, "norm_attention", self.dtype), shift1, scale1))
         x = x + gate1[:, None, :] * h
-        h = modulate(layer_norm(x, "norm_mlp", self.dtype), shift2, scale2)
-        return x + gate2[:, None, :] * self.mlp(h), None
-
-    @nn.nowrap
-    def mlp(self, x: Array) -> Array:
-        """Two layers with the tanh form of GELU, as the paper's code."""
-        hidden = round(self.mlp_ratio * x.shape[-1])
-        h = nn.Dense(hidden, dtype=self.dtype, kernel_init=XAVIER, name="mlp_in")(x)
-        h = nn.gelu(h, approximate=True)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=XAVIER, name="mlp_out")(h)
+        h = layer_norm(x, "norm_mlp", self.dtype, self.mlp_epsilon)
+        h = mlp(modulate(h, shift2, scale2), round(self.mlp_ratio * d), self.dtype)
+        return x + gate2[:, None, :] * h, None
 
 
 class DiT(nn.Module, kw_only=True):
     """A transformer: (x [b, h, w, c], noise [b], cond) -> float32 [b, h, w, out_channels].
 
-    patch_size:       side of a square patch; height and width must be divisible by it.
-    width:            channels of a token, divisible by 4 (positions) and by `heads`.
-    depth:            layers; their parameters are stacked on axis 0 and the layers are scanned.
-    heads:            attention heads.
-    mlp_ratio:        hidden width of the MLP over `width`.
-    num_classes:      classes 0 .. n - 1 are cond["label"], n is the null class; None: no classes.
-    out_channels:     None gives as many as x has; twice as many where variances are learned too.
-    dtype:            what is computed in; parameters, statistics and the output are float32.
-    remat:            what the backward pass recomputes, a layer at a time: "none", "products"
-                      (all but matrix products), "full".
-    attention_kernel: "auto", "xla" or "cudnn".
+    patch_size:        side of a square patch; height and width must be divisible by it.
+    width:             channels of a token, divisible by 4 (positions) and by `heads`.
+    depth:             layers; their parameters are stacked on axis 0 and the layers are scanned.
+    heads:             attention heads.
+    mlp_ratio:         hidden width of the MLP over `width`.
+    num_classes:       classes 0 .. n - 1 are cond["label"]; None: no classes.
+    null_class:        "learned": n is the null class; "refused": there is none.
+    in_channels:       of x, which is checked; None takes what comes.
+    out_channels:      None gives as many as x has; twice as many where variances are learned too.
+    kept_channels:     the first of them, which are given back; None: all. SiT's published files
+                       learn twice as many as x has, and nothing reads the second half.
+    qkv_bias:          whether queries, keys and values have a bias.
+    mlp_epsilon:       of the normalisation in front of the MLP; all others have 1e-6.
+    noise_shift:       of the noise level's frequencies, see `embeddings.frequencies`.
+    shared_condition:  one embedding of noise level and class for all layers; otherwise each layer
+                       has its own, and the output uses the first layer's, as in diffusers' DiT.
+    positions:         "fixed": sines and cosines, for any size of image; "table": a parameter that
+                       begins so, for square images of `trained_size` patches a side alone.
+    trained_size:      side in patches of the images that the network is trained on; fixed positions
+                       of another size are stretched over it. None counts patches at every size.
+    dtype:             what is computed in; parameters, statistics and the output are float32.
+    remat:             what the backward pass recomputes, a layer at a time: "none", "products"
+                       (all but matrix products), "full".
+    attention_kernel:  "auto", "xla" or "cudnn".
 
-    Positions are fixed sines and cosines, so any image size goes through the same parameters.
     `train` changes nothing: the paper's network has no dropout.
     """
 
@@ -107,7 +102,16 @@ class DiT(nn.Module, kw_only=True):
     heads: int = 6
     mlp_ratio: float = 4.0
     num_classes: int | None = None
+    null_class: str = "learned"
+    in_channels: int | None = None
     out_channels: int | None = None
+    kept_channels: int | None = None
+    qkv_bias: bool = True
+    mlp_epsilon: float = 1e-6
+    noise_shift: float = 0.0
+    shared_condition: bool = True
+    positions: str = "fixed"
+    trained_size: int | None = None
     dtype: str = "float32"
     remat: str = "none"
     attention_kernel: str = "auto"
@@ -121,44 +125,66 @@ class DiT(nn.Module, kw_only=True):
             )
         if round(self.mlp_ratio * self.width) < 1:
             raise UserError(f"DiT.mlp_ratio must be positive, got {self.mlp_ratio}")
+        check_choice("DiT.positions", self.positions, POSITIONS)
+        check_choice("DiT.null_class", self.null_class, [n for n in NULL_CLASSES if n != "zero"])
+        if self.trained_size is not None:
+            check_positive("DiT.trained_size", self.trained_size)
+        elif self.positions == "table":
+            raise UserError('DiT.positions="table" needs DiT.trained_size, the side of the table')
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array, noise: Array, cond: Cond = None, *, train: bool = False) -> Array:
-        self.check_size(x.shape)
-        condition = Conditioning(
+        check_patches(self, x.shape)
+        c = nn.silu(self.condition()(noise, cond))
+        tokens, _ = self.layers()(self.embed(x), c)
+        return self.read_out(tokens, c if self.shared_condition else c[0], x.shape)
+
+    @nn.nowrap
+    def condition(self) -> nn.Module:
+        """(noise, cond) -> [b, width], or [depth, b, width] where every layer has its own."""
+        per_layer = nn.vmap(
+            Conditioning,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=None,
+            axis_size=self.depth,
+        )
+        return (Conditioning if self.shared_condition else per_layer)(
             features=NOISE_FEATURES,
             width=self.width,
             num_classes=self.num_classes,
+            shift=self.noise_shift,
+            null_class=self.null_class,
             dtype=self.dtype,
-            kernel_init=nn.initializers.normal(0.02),
-            label_init=nn.initializers.normal(0.02),
+            kernel_init=NORMAL,
+            label_init=NORMAL,
             name="condition",
         )
-        c = nn.silu(condition(noise, cond))
-        tokens, _ = self.layers()(self.embed(x), c)
-        return self.read_out(tokens, c, x.shape)
-
-    @nn.nowrap
-    def check_size(self, shape: tuple[int, ...]) -> None:
-        """Refuse what cannot be cut into whole patches."""
-        if len(shape) != 4:
-            raise UserError(f"a DiT takes images [b, h, w, c], got an array of shape {shape}")
-        if shape[1] % self.patch_size or shape[2] % self.patch_size:
-            raise UserError(
-                f"an image of {shape[1]} x {shape[2]} cannot be cut into patches of side "
-                f"{self.patch_size}: set DiT.patch_size to a divisor of both sides"
-            )
 
     @nn.nowrap
     def embed(self, x: Array) -> Array:
-        """Patches through one matrix, plus where they sit: [b, h, w, c] -> [b, n, width]."""
+        """Patches as tokens, plus where they sit: [b, h, w, c] -> [b, n, width]."""
         rows, columns = x.shape[1] // self.patch_size, x.shape[2] // self.patch_size
-        patches = patchify(x.astype(self.dtype), self.patch_size)
-        tokens = nn.Dense(self.width, dtype=self.dtype, kernel_init=XAVIER, name="patch_in")(
-            patches
-        )
-        return tokens + jnp.asarray(grid_sincos(rows, columns, self.width), tokens.dtype)
+        tokens = embed_patches(x, self.patch_size, self.width, self.dtype)
+        if self.positions == "fixed":
+            return tokens + jnp.asarray(self.fixed_positions(rows, columns), tokens.dtype)
+        side = self.trained_size
+        if (rows, columns) != (side, side):
+            raise UserError(
+                f"this DiT has a table of positions for {side} x {side} patches, and got "
+                f'{rows} x {columns}: DiT.positions="fixed" takes any size'
+            )
+        init = table_positions(side, self.width, trained=side)
+        where = self.param("positions", init, (side * side, self.width))
+        return tokens + where.astype(tokens.dtype)
+
+    @nn.nowrap
+    def fixed_positions(self, rows: int, columns: int) -> np.ndarray:
+        """[rows * columns, width]."""
+        if self.trained_size is None:
+            return grid_sincos(rows, columns, self.width)
+        return stretched_positions(rows, columns, self.width, self.trained_size)
 
     @nn.nowrap
     def layers(self) -> nn.Module:
@@ -167,12 +193,14 @@ class DiT(nn.Module, kw_only=True):
             checkpointed(DiTBlock, self.remat, scanned=True),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast if self.shared_condition else 0,
             length=self.depth,
         )
         return scanned(
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
+            qkv_bias=self.qkv_bias,
+            mlp_epsilon=self.mlp_epsilon,
             dtype=self.dtype,
             kernel=self.attention_kernel,
             name="layers",
@@ -181,10 +209,11 @@ class DiT(nn.Module, kw_only=True):
     @nn.nowrap
     def read_out(self, tokens: Array, c: Array, shape: tuple[int, ...]) -> Array:
         """Modulated tokens through one matrix back to an image, in float32."""
-        dtype, channels = island(self.dtype), self.out_channels or shape[-1]
-        modulation = nn.Dense(2 * self.width, dtype=dtype, kernel_init=ZEROS, name="modulation")(c)
-        shift, scale = jnp.split(modulation, 2, axis=-1)
-        tokens = modulate(layer_norm(tokens, "norm_out", dtype), shift, scale)
-        features = self.patch_size**2 * channels
-        patches = nn.Dense(features, dtype=dtype, kernel_init=ZEROS, name="patch_out")(tokens)
-        return unpatchify(patches, self.patch_size, shape[1], shape[2])
+        channels = self.out_channels or shape[-1]
+        modulation = nn.Dense(
+            2 * self.width, dtype=island(self.dtype), kernel_init=ZEROS, name="modulation"
+        )
+        shift, scale = jnp.split(modulation(c), 2, axis=-1)
+        patches = read_out(tokens, shift, scale, self.patch_size**2 * channels)
+        image = unpatchify(patches, self.patch_size, shape[1], shape[2])
+        return image[..., : self.kept_channels]

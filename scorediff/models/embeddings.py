@@ -10,11 +10,13 @@ from functools import partial
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import lax
 
-from scorediff.errors import UserError
+from scorediff.errors import UserError, check_choice
 from scorediff.types import Array, Cond
 
 MAX_PERIOD = 10_000.0
+NULL_CLASSES = ("learned", "zero", "refused")
 
 
 def island(dtype) -> jnp.dtype:
@@ -62,18 +64,47 @@ def grid_sincos(height: int, width: int, dim: int) -> np.ndarray:
     return np.concatenate(halves, axis=-1)
 
 
+class FourierFeatures(nn.Module, kw_only=True):
+    """sin and cos of 2 pi position times fixed random frequencies: [b] -> [b, 2 features].
+
+    The frequencies are drawn once, normal with spread `scale`, kept with the parameters and never
+    trained (Tancik et al., arXiv 2006.10739; scale 16 in NCSN++, arXiv 2011.13456, appendix H.1).
+    """
+
+    features: int
+    scale: float = 16.0
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, position: Array) -> Array:
+        drawn = self.param("frequencies", nn.initializers.normal(self.scale), (self.features,))
+        kind = jnp.promote_types(island(position.dtype), island(self.dtype))
+        fixed = lax.stop_gradient(drawn).astype(kind)
+        phase = 2 * math.pi * position.astype(kind)[:, None] * fixed[None, :]
+        return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
+
+
 class Conditioning(nn.Module, kw_only=True):
     """Noise level [b] and class -> one vector a sample [b, width], at least float32.
 
     The noise level goes through a sinusoid and a two-layer perceptron (DDPM, appendix B); a class
-    is a row of a table, added. Row `num_classes` is the null class, which also stands in where no
-    label is given. A label above it comes out as NaN, never as another class.
+    is a row of a table, added. A label above the last row comes out as NaN, never as another class.
     A network without classes ignores labels.
+
+    shift, sin_first: of the sinusoid, see `sinusoid`.
+    fourier:          random Fourier features of the noise level's logarithm instead.
+    null_class:       the null class is label `num_classes`, and stands in where no label is given.
+                      "learned": it has a row of its own; "zero": it adds nothing, as in EDM;
+                      "refused": there is none, and a label must be given.
     """
 
     features: int
     width: int
     num_classes: int | None = None
+    shift: float = 0.0
+    sin_first: bool = False
+    fourier: bool = False
+    null_class: str = "learned"
     dtype: str = "float32"
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
     label_init: nn.initializers.Initializer = nn.initializers.normal(1.0)
@@ -83,11 +114,30 @@ class Conditioning(nn.Module, kw_only=True):
         dense = partial(
             nn.Dense, self.width, dtype=island(self.dtype), kernel_init=self.kernel_init
         )
-        c = dense(name="noise_in")(sinusoid(noise, self.features, dtype=self.dtype))
+        c = dense(name="noise_in")(self.waves(noise))
         c = dense(name="noise_out")(nn.silu(c))
-        if self.num_classes is None:
-            return c
-        null = jnp.full(noise.shape, self.num_classes, jnp.int32)
-        label = null if cond is None or "label" not in cond else cond["label"]
-        rows = self.num_classes + 1
-        return c + nn.Embed(rows, self.width, embedding_init=self.label_init, name="label")(label)
+        return c if self.num_classes is None else c + self.class_row(noise.shape, cond)
+
+    @nn.nowrap
+    def waves(self, noise: Array) -> Array:
+        """The noise level as sines and cosines."""
+        if self.fourier:
+            features = FourierFeatures(features=self.features, dtype=self.dtype, name="fourier")
+            return features(jnp.log(noise.astype(island(self.dtype))))
+        return sinusoid(
+            noise, self.features, shift=self.shift, sin_first=self.sin_first, dtype=self.dtype
+        )
+
+    @nn.nowrap
+    def class_row(self, shape: tuple[int, ...], cond: Cond) -> Array:
+        """The table's row of each sample's class."""
+        check_choice("null_class", self.null_class, NULL_CLASSES)
+        given = cond is not None and "label" in cond
+        if not given and self.null_class == "refused":
+            raise UserError('this network has no null class: give each sample a cond["label"]')
+        label = cond["label"] if given else jnp.full(shape, self.num_classes, jnp.int32)
+        rows = self.num_classes + (self.null_class == "learned")
+        row = nn.Embed(rows, self.width, embedding_init=self.label_init, name="label")(label)
+        if self.null_class == "zero":
+            row = jnp.where((label == self.num_classes)[:, None], 0, row)
+        return row

@@ -1,5 +1,7 @@
 """The shared parts of the networks against NumPy, written from the formulas."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from scorediff.errors import UserError
 from scorediff.models.blocks import (
+    ACTIVATIONS,
     AttentionBlock,
     ResBlock,
     checkpointed,
@@ -100,6 +103,61 @@ def test_residual_block_equals_numpy(x64, scale_shift, features):
     assert ("shortcut" in p) == (features != 8)
     skip = x @ p["shortcut"]["kernel"] + p["shortcut"]["bias"] if features != 8 else x
     np.testing.assert_allclose(block.apply(params, x, c), skip + h, atol=1e-11)
+
+
+def numpy_resampled(x, direction):
+    """The mean of four pixels, or every pixel four times."""
+    if direction == "up":
+        return np.kron(x, np.ones((1, 2, 2, 1)))
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+@pytest.mark.parametrize("direction", ["down", "up"])
+def test_a_block_that_resamples_changes_both_branches_after_the_first_activation(x64, direction):
+    x = RNG.normal(size=(1, 4, 4, 8))
+    block = ResBlock(
+        features=8, act="relu", resample=direction, rescale=3.0, project=True, dtype="float64"
+    )
+    params = randomised(block, x, None)
+    p = params["params"]
+    h = np.maximum(numpy_group_norm(x, p["norm_in"], 2), 0)
+    h = numpy_conv(numpy_resampled(h, direction), p["conv_in"])
+    h = numpy_conv(np.maximum(numpy_group_norm(h, p["norm_out"], 2), 0), p["conv_out"])
+    skip = numpy_resampled(x, direction) @ p["shortcut"]["kernel"] + p["shortcut"]["bias"]
+    np.testing.assert_allclose(block.apply(params, x, None), (skip + h) / 3, atol=1e-11)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_attention_block_equals_numpy(x64, normalise):
+    x = RNG.normal(size=(1, 2, 3, 8))
+    block = AttentionBlock(
+        heads=2, groups=4, epsilon=1e-6, normalise=normalise, rescale=2.0, dtype="float64"
+    )
+    params = randomised(block, x)
+    p = params["params"]["attention"]
+    h = numpy_group_norm(x, params["params"]["norm"], 4) if normalise else x
+    qkv = (h.reshape(6, 8) @ p["qkv"]["kernel"] + p["qkv"]["bias"]).reshape(6, 3, 2, 4)
+    heads = []
+    for q, k, v in np.moveaxis(qkv, 2, 0).transpose(0, 2, 1, 3):
+        weights = np.exp(q @ k.T / 2)  # the root of a head's width, 4
+        heads.append(weights / weights.sum(axis=1, keepdims=True) @ v)
+    h = np.concatenate(heads, axis=1) @ p["out"]["kernel"] + p["out"]["bias"]
+    np.testing.assert_allclose(block.apply(params, x), (x + h.reshape(x.shape)) / 2, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("silu", silu),
+        ("gelu", lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))),
+        ("relu", lambda x: np.maximum(x, 0)),
+        ("mish", lambda x: x * np.tanh(np.log1p(np.exp(x)))),
+    ],
+)
+def test_activations_equal_their_formulas(x64, name, formula):
+    x = np.linspace(-4, 4, 33)
+    np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), formula(x), atol=1e-12)
 
 
 def test_residual_and_attention_blocks_start_as_the_identity():

@@ -9,7 +9,9 @@ import pytest
 
 from scorediff.errors import UserError
 from scorediff.models import DiT
-from scorediff.models.dit import DiTBlock, patchify, unpatchify
+from scorediff.models.dit import DiTBlock
+from scorediff.models.embeddings import grid_sincos
+from scorediff.models.patches import patchify, stretched_positions, unpatchify
 
 RNG = np.random.default_rng(0)
 
@@ -32,6 +34,20 @@ def test_paper_sizes_have_the_published_number_of_parameters(depth, width, heads
     # arXiv 2212.09748, table 4. Its positions are constants, ours are not stored at all.
     network = DiT(depth=depth, width=width, heads=heads, num_classes=1000, out_channels=8)
     assert round(size(shapes(network, (1, 32, 32, 4))) / 1e6) == millions
+
+
+def test_xl_has_exactly_the_published_number_of_parameters():
+    # 675,129,632 is what the paper's training code prints for DiT-XL/2, positions included
+    network = DiT(
+        depth=28,
+        width=1152,
+        heads=16,
+        num_classes=1000,
+        out_channels=8,
+        positions="table",
+        trained_size=16,
+    )
+    assert size(shapes(network, (1, 32, 32, 4))) == 675_129_632
 
 
 def test_patches_are_row_major_and_invert():
@@ -138,6 +154,60 @@ def test_positions_make_the_network_see_where_a_patch_is():
     assert jnp.abs(moved - apply(x)).max() > 1e-2
 
 
+def test_stretched_positions_are_counted_ones_at_the_trained_size_and_cover_the_same_range():
+    np.testing.assert_allclose(stretched_positions(4, 4, 16, 4), grid_sincos(4, 4, 16), atol=1e-6)
+    twice = stretched_positions(8, 8, 16, 4).reshape(8, 8, 16)
+    once = grid_sincos(4, 4, 16).reshape(4, 4, 16)
+    np.testing.assert_allclose(twice[::2, ::2], once, atol=1e-6)
+    wide = stretched_positions(2, 8, 16, 4, scale=2.0).reshape(2, 8, 16)
+    row, column = 1 * 4 / 2 / 2, 5 * 4 / 8 / 2  # sin of the highest frequency, which is 1
+    np.testing.assert_allclose(wide[1, 5, [0, 8]], np.sin([column, row]), atol=1e-6)
+
+
+def randomised(network, shape):
+    tree = shapes(network, shape)
+    return jax.tree.map(lambda l: jnp.asarray(0.3 * RNG.normal(size=l.shape), l.dtype), tree)
+
+
+@pytest.mark.slow
+def test_equal_copies_of_the_condition_are_one_shared_condition():
+    fields = {"width": 16, "depth": 2, "heads": 2, "num_classes": 2}
+    params = randomised(DiT(**fields), (2, 4, 4, 1))["params"]
+    copies = jax.tree.map(lambda l: jnp.stack([l, l]), params["condition"])
+    inputs = jnp.ones((2, 4, 4, 1)), jnp.array([3.0, 500.0]), {"label": jnp.array([1, 2])}
+    want = jax.jit(DiT(**fields).apply)({"params": params}, *inputs)
+    own = jax.jit(DiT(**fields, shared_condition=False).apply)
+    got = own({"params": params | {"condition": copies}}, *inputs)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    changed = jax.tree.map(lambda l: l.at[1].add(0.3), copies)  # of the second layer alone
+    got = own({"params": params | {"condition": changed}}, *inputs)
+    assert np.abs(got - want).max() > 1e-2
+
+
+def test_a_table_of_positions_begins_as_the_fixed_ones_and_takes_its_size_alone():
+    network = DiT(width=16, depth=1, heads=2, positions="table", trained_size=3)
+    x = jnp.zeros((1, 6, 6, 1))
+    table = jax.jit(network.init)(jax.random.key(0), x, jnp.ones(1))["params"]["positions"]
+    np.testing.assert_allclose(table, grid_sincos(3, 3, 16), atol=1e-6)
+    with pytest.raises(UserError, match="for 3 x 3 patches, and got 2 x 4"):
+        shapes(network, (1, 4, 8, 1))
+
+
+@pytest.mark.slow
+def test_kept_channels_are_the_first_of_those_computed():
+    fields = {"width": 16, "depth": 1, "heads": 2, "out_channels": 4}
+    params = randomised(DiT(**fields), (1, 4, 4, 2))
+    x, noise = jnp.ones((1, 4, 4, 2)), jnp.ones(1)
+    both = jax.jit(DiT(**fields).apply)(params, x, noise)
+    kept = jax.jit(DiT(**fields, kept_channels=2).apply)(params, x, noise)
+    np.testing.assert_array_equal(kept, both[..., :2])
+
+
+def test_another_number_of_channels_is_refused():
+    with pytest.raises(UserError, match="takes images of 4 channels, got 3"):
+        shapes(DiT(in_channels=4), (1, 8, 8, 3))
+
+
 def test_sizes_that_do_not_cut_into_patches_are_refused_by_name():
     with pytest.raises(UserError, match="7 x 8 cannot be cut into patches of side 2"):
         shapes(DiT(), (1, 7, 8, 1))
@@ -149,6 +219,10 @@ def test_sizes_that_do_not_cut_into_patches_are_refused_by_name():
         ({"width": 18, "heads": 3}, "width must be divisible by 4 and by heads=3, got 18"),
         ({"width": 16, "heads": 3}, "heads=3, got 16"),
         ({"mlp_ratio": 0.0}, "mlp_ratio must be positive, got 0.0"),
+        ({"positions": "learned"}, "positions must be one of fixed, table, got 'learned'"),
+        ({"positions": "table"}, "needs DiT.trained_size"),
+        ({"null_class": "zero"}, "null_class must be one of learned, refused, got 'zero'"),
+        ({"trained_size": 0}, "trained_size must be at least 1, got 0"),
         ({"depth": 0}, "depth and heads must be at least 1, got 2, 0"),
     ],
 )

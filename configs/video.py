@@ -2,9 +2,8 @@
 
 Factorised attention (Bertasius et al., arXiv 2102.05095), predicting the velocity on the straight
 path (Lipman et al., arXiv 2210.02747) with logit-normal times (Esser et al., arXiv 2403.03206). The
-data are made, not read, so it runs anywhere. No paper has numbers for it, and none are claimed: it
-is trained and sampled (experiments.train, experiments.sample), while `ImageQuality`, which stands
-in the evaluation's place, measures images only.
+data are made, not read, so it runs anywhere. No paper has numbers for it, and none are claimed: it is
+trained and sampled (experiments.train, experiments.sample), not measured.
 """
 
 import optax
@@ -24,7 +23,6 @@ from scorediff.diffusion import (
     times,
     weighting,
 )
-from scorediff.evaluation.evaluators import ImageQuality
 from scorediff.evaluation.generate import Sampling
 from scorediff.models.backbone import Backbone
 from scorediff.solvers import euler, heun, uniform
@@ -93,8 +91,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.solver = bind(heun)
     config.compare = {"euler": bind(euler)}
     config.sampling = spec(Sampling, grid=bind(uniform), nfe=20, guidance_scale=1.5, ema="main")
-    source = config.data.pipeline.source
-    config.evaluation = spec(ImageQuality, train=source, test=source)
+    config.evaluation = None  # there is no measure for videos here
     if variant == "tiny":
         make_tiny(config)
     return config

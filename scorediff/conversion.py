@@ -5,6 +5,7 @@ and one checkpoint. A run becomes a folder of the hub's or of a paper's own layo
 can say everything that the network does.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from scorediff.errors import UserError
 from scorediff.evaluation.generate import Sampling
 from scorediff.interop import files, formats, layout
 from scorediff.interop.formats import Format, Published
+from scorediff.models import UNet
 from scorediff.pretrained import Pretrained, pretrained
 from scorediff.solvers import ddim, logsnr
 from scorediff.training.checkpoint import Checkpoints
@@ -34,6 +36,9 @@ from scorediff.training.plan import Plan
 from scorediff.training.state import TrainState
 from scorediff.training.workdir import open_workdir
 from scorediff.types import Params
+
+# Of a network: how it computes, not what; and where Linen keeps its own.
+FREE = ("dtype", "remat", "attention_kernel", "parent", "name")
 
 
 class Summary(NamedTuple):
@@ -126,8 +131,8 @@ def published_config(format: Format, network: nn.Module) -> dict:
     """The config under which the class builds a network with the same parameters."""
     try:
         config = format.config(network)
-        again = formats.shapes(format, format.network(config))
-        ours = formats.shapes(format, network)
+        back = format.network(config)
+        again, ours = formats.shapes(format, back), formats.shapes(format, network)
     except (AttributeError, TypeError, KeyError):  # another family's network
         raise UserError(
             f"{format.name} is not a class for a {type(network).__name__}; name another with --to"
@@ -135,4 +140,16 @@ def published_config(format: Format, network: nn.Module) -> dict:
     if again != ours:
         odd = sorted(set(again.items()) ^ set(ours.items()))[: layout.SHOWN]
         raise UserError(f"{format.name} cannot say all of this network: {odd}")
+    if not isinstance(network, UNet):  # whose formats compare by themselves
+        _check_fields(format, network, back)
     return config
+
+
+def _check_fields(format: Format, network: nn.Module, back: nn.Module) -> None:
+    """UserError for the first setting of a network that its class has forgotten."""
+    for field in dataclasses.fields(network):
+        ours, theirs = getattr(network, field.name), getattr(back, field.name)
+        if field.name not in FREE and ours != theirs:
+            raise UserError(
+                f"{format.name} cannot say {field.name}={ours!r}: it would be {theirs!r}"
+            )

@@ -11,7 +11,7 @@ A config has these fields; configs/digits.py is the one to read:
     train       a `Plan`: steps, how often what happens, how the work is laid out
     solver      a solver of `scorediff.solvers`; `compare` has more of them, by name
     sampling    a `Sampling`: grid, budget, guidance, which parameters
-    evaluation  an evaluator
+    evaluation  an evaluator; None: the run is sampled, not measured
 """
 
 import functools
@@ -101,6 +101,11 @@ class Experiment:
 
     @functools.cached_property
     def evaluator(self) -> Evaluator:
+        if self.config.evaluation is None:
+            raise UserError(
+                "config.evaluation is None, so nothing says how samples are measured or drawn: name "
+                "an evaluator, or leave config.train.sample_every and evaluate_every None"
+            )
         return self._build("evaluation")
 
     @functools.cached_property
@@ -173,7 +178,9 @@ class Experiment:
         if ema is not None and ema not in self.ema:
             kept = ", ".join(self.ema) or "none"
             raise UserError(f"config.sampling.ema: no average is called {ema!r}; there is {kept}")
-        _ = self.generator, self.evaluator
+        _ = self.generator
+        if self.config.evaluation is not None or self.plan.sample_every or self.plan.evaluate_every:
+            _ = self.evaluator
         for _, solver in self.solvers():
             self.table(solver)
 

@@ -27,7 +27,8 @@ def test_everything_but_the_data_builds(path, variant):
     for _, solver in experiment.solvers():
         table = experiment.sampling.table(solver, experiment.denoiser.process)
         assert 0 < table.nfe <= experiment.sampling.nfe
-    assert experiment.evaluator.samples > 1 and experiment.plan.steps > 0
+    assert config.evaluation is None or experiment.evaluator.samples > 1
+    assert experiment.plan.steps > 0
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=IDS)

@@ -35,7 +35,7 @@ PARTS = {
     "pretrained": ("diffusion", "models", "interop"),
     "experiment": ("diffusion", "models", "data", "training", "interop", "solvers", "evaluation"),
     "conversion": (
-        *("diffusion", "data", "training", "interop", "solvers", "evaluation"),
+        *("diffusion", "models", "data", "training", "interop", "solvers", "evaluation"),
         *("pretrained", "experiment"),
     ),
 }

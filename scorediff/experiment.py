@@ -103,7 +103,7 @@ class Experiment:
     def evaluator(self) -> Evaluator:
         if self.config.evaluation is None:
             raise UserError(
-                "config.evaluation is None, so nothing says how samples are measured or drawn: name "
+                "config.evaluation is None, so nothing says how samples are measured: name "
                 "an evaluator, or leave config.train.sample_every and evaluate_every None"
             )
         return self._build("evaluation")

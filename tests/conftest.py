@@ -15,9 +15,8 @@ import pytest
 LONG = (
     "test_networks.py",
     "test_training_resume.py",
-    "test_experiment_resume.py",
     "test_training_devices.py",
-    "test_experiment_mistakes.py",
+    "test_experiment_commands.py",
 )
 
 

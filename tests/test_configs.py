@@ -72,6 +72,7 @@ def test_tiny_takes_a_step(name):
     assert any(bool(leaf) for leaf in jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_gmm2d_tiny_is_measured_and_drawn(tmp_path):
     experiment, _, state, _ = stepped("gmm2d")
     _, solver = next(experiment.solvers())

@@ -51,7 +51,10 @@ def conditions(io):
     return cond
 
 
-@pytest.mark.parametrize("name", ["edm_adm", "edm_ncsnpp", "edm_ddpmpp"])
+@pytest.mark.parametrize(
+    "name",
+    ["edm_adm", *(pytest.param(n, marks=pytest.mark.slow) for n in ("edm_ncsnpp", "edm_ddpmpp"))],
+)
 def test_an_edm_network_is_its_own_denoiser(name):
     io, model = recorded(name), pretrained(load(name))
     sigma = io["a.in.sigma"].astype(np.float64)
@@ -76,6 +79,7 @@ def test_sit_walks_from_noise_to_data():
     np.testing.assert_allclose(x0_hat, want, atol=2 * tolerance("sit", "sample"))
 
 
+@pytest.mark.slow
 def test_score_sde_answers_with_the_score():
     io, model = recorded("score_sde_ncsnpp"), pretrained(load("score_sde_ncsnpp"))
     sigma = io["a.in.time_cond"].astype(np.float64)

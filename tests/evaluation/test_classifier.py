@@ -49,6 +49,7 @@ def test_features_do_not_depend_on_the_batch_or_the_range(digits, trained):
     assert np.linalg.matrix_rank(np.cov(trained.features(image).T)) == 24
 
 
+@pytest.mark.slow
 def test_the_seed_decides_everything(digits):
     image, label = digits[0][:200], digits[1][:200]
 

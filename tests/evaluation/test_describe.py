@@ -102,6 +102,7 @@ def test_activation_memory_holds_what_the_backward_pass_needs():
     assert found.memory >= 4 * LAYERS * B * D  # the input of every layer, float32
 
 
+@pytest.mark.slow
 def test_the_command_describes_a_config_without_data_or_parameters(capsys):
     before = len(jax.live_arrays())
     command.main([f"{CONFIG}:tiny", "--config.data.pipeline.batch_size=4"])

@@ -192,6 +192,7 @@ def test_images_of_the_exact_model_measure_as_real_ones(images):
     assert "300 real training images" in found.reference
 
 
+@pytest.mark.slow
 def test_images_of_a_model_that_knows_nothing_are_caught(images):
     numbers = images.measure(image_run(0.0)).numbers
     assert numbers["recognised"].mean == pytest.approx(0.5)  # one grey image, two classes

@@ -36,6 +36,7 @@ def test_a_pipeline_becomes_a_run_that_is_sampled(run_folder, tmp_path):
         assert drawn["x0"].shape[0] == 2 and np.isfinite(drawn["x0"]).all()
 
 
+@pytest.mark.slow
 def test_the_way_back_gives_every_tensor_bit_for_bit(run_folder, tmp_path, capsys):
     there = tmp_path / "hub"
     assert "UNet2DModel" in said(capsys, run_folder, there, "--to=UNet2DModel")
@@ -60,11 +61,13 @@ def test_a_bare_file_of_a_paper_becomes_another_layout(tmp_path, capsys):
     assert all(np.array_equal(written[n], a) for n, a in original.items() if n != "pos_embed")
 
 
+@pytest.mark.slow
 def test_nothing_is_overwritten(run_folder):
     with pytest.raises(UserError, match="there already"):
         convert.main([str(PARITY / "pipelines" / "ddpm"), str(run_folder)])
 
 
+@pytest.mark.slow
 def test_a_class_that_cannot_say_it_is_refused(run_folder, tmp_path):
     with pytest.raises(UserError, match="not a class for a UNet"):
         convert.main([str(run_folder), str(tmp_path / "no"), "--to=SD3Transformer2DModel"])

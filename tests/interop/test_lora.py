@@ -56,6 +56,7 @@ def test_old_and_new_names_and_alpha_in_the_metadata(base):
         np.testing.assert_array_equal(a.up, c.up)
 
 
+@pytest.mark.slow
 def test_a_part_of_a_fused_kernel_gets_its_own(base):
     tensors, _ = files.read_safetensors(ROOT / "lora/kohya.safetensors")
     changed = merge(base.params, read("kohya.safetensors", base))

@@ -100,6 +100,7 @@ def test_a_middle_of_its_own_depth_cannot_be_written():
         TEXT_UNET.config(network)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["unet_lcm", *(pytest.param(n, marks=SLOW) for n in ("unet_sdxl", "controlnet"))]
 )

@@ -136,6 +136,7 @@ def test_attention_under_its_old_names_is_read_as_under_todays():
         np.testing.assert_array_equal(written[name], tensor)
 
 
+@pytest.mark.slow
 def test_a_network_of_ours_with_a_null_class_loads_as_one_more_class():
     network = UNet(
         channels=8,

@@ -153,6 +153,7 @@ def test_bfloat16_is_near_float32(build):
     assert 1e-5 < error < 0.05  # it is another arithmetic, but the same function
 
 
+@pytest.mark.slow
 def test_bfloat16_tells_neighbouring_noise_levels_apart(build):
     # In bfloat16, 700 and 701 are one number
     apply = forward(build(dtype="bfloat16"))

@@ -134,4 +134,4 @@ def test_mistakes_are_named():
     with pytest.raises(UserError, match="learned_variance=True"):
         plain.bind_variance(PARAMS)
     with pytest.raises(UserError, match="learned_variance=False"):
-        DenoisingLoss(denoiser=learned, to_x0=lambda batch: batch["x0"])
+        DenoisingLoss(denoiser=learned, to_x0=lambda batch: batch["x0"])(PARAMS, {}, None)

@@ -221,6 +221,7 @@ def test_parts_of_the_elbo_of_a_gaussian(x64):
     assert np.all(np.abs(cost.mean(axis=0) + last + bed.logpdf(x0[:3])) < 4 * error + 5e-3)
 
 
+@pytest.mark.slow
 def test_decoder_dequantisation_of_the_ode_is_tight(x64):
     """Equation (2) of `dequantise` with exact log p at t_min of the same discrete data."""
     n = 2000

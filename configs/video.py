@@ -2,8 +2,8 @@
 
 Factorised attention (Bertasius et al., arXiv 2102.05095), predicting the velocity on the straight
 path (Lipman et al., arXiv 2210.02747) with logit-normal times (Esser et al., arXiv 2403.03206). The
-data are made, not read, so it runs anywhere. No paper has numbers for it, and none are claimed: it is
-trained and sampled (experiments.train, experiments.sample), not measured.
+data are made, not read, so it runs anywhere. No paper has numbers for it, and none are claimed; it
+is trained and sampled, not measured.
 """
 
 import optax

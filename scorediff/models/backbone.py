@@ -24,7 +24,7 @@ from scorediff.models.attention import (
     mask_bias,
     split_heads,
 )
-from scorediff.models.blocks import XAVIER, ZEROS, check_common, check_positive, checkpointed
+from scorediff.models.blocks import XAVIER, ZEROS, check_common, check_positive, stacked
 from scorediff.models.embeddings import MAX_PERIOD, Conditioning, island
 from scorediff.models.patching import patch_sides, patchify, unpatchify
 from scorediff.models.rope import axial_angles, rotate
@@ -284,13 +284,7 @@ class Backbone(nn.Module, kw_only=True):
         if self.modulation == "shared":
             branches = len(axes) + (text is not None) + 1
             c = self.steer(3 * branches, "modulation", c)
-        scanned = nn.scan(
-            checkpointed(BackboneBlock, self.remat, scanned=True),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.depth,
-        )
+        scanned = stacked(BackboneBlock, self.depth, self.remat)
         block = scanned(
             heads=self.heads,
             axes=axes,

@@ -5,7 +5,9 @@ float32, in two passes: the mean of squares less the squared mean loses every di
 is large beside the spread.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +68,23 @@ def checkpointed(block: type[nn.Module], remat: str, *, scanned: bool = False) -
         return block
     policy = keep_products if remat == "products" else None
     return nn.remat(block, policy=policy, prevent_cse=not scanned)
+
+
+def stacked(
+    block: type[nn.Module], depth: int, remat: str, *, in_axes: Any = nn.broadcast
+) -> Callable[..., nn.Module]:
+    """`depth` equal blocks as one module, compiled once, their parameters stacked on axis 0.
+
+    A block is called (x, *others) -> (x, what is stacked of each). in_axes: of the others,
+    broadcast where every block gets the same, 0 where each has its own.
+    """
+    return nn.scan(
+        checkpointed(block, remat, scanned=True),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=in_axes,
+        length=depth,
+    )
 
 
 def group_count(channels: int) -> int:

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from scorediff.errors import UserError, check_choice
 from scorediff.models.attention import SelfAttention
-from scorediff.models.blocks import ZEROS, check_common, check_positive, checkpointed
+from scorediff.models.blocks import ZEROS, check_common, check_positive, stacked
 from scorediff.models.embeddings import NULL_CLASSES, Conditioning, grid_sincos, island
 from scorediff.models.patches import (
     check_patches,
@@ -189,12 +189,8 @@ class DiT(nn.Module, kw_only=True):
     @nn.nowrap
     def layers(self) -> nn.Module:
         """All blocks as one module whose parameters are stacked on axis 0: (x, c) -> (x, None)."""
-        scanned = nn.scan(
-            checkpointed(DiTBlock, self.remat, scanned=True),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast if self.shared_condition else 0,
-            length=self.depth,
+        scanned = stacked(
+            DiTBlock, self.depth, self.remat, in_axes=nn.broadcast if self.shared_condition else 0
         )
         return scanned(
             heads=self.heads,

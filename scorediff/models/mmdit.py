@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from scorediff.errors import UserError
 from scorediff.models.attention import SelfAttention, attend, head_norm, here, split_heads
-from scorediff.models.blocks import XAVIER, ZEROS, check_positive, checkpointed
+from scorediff.models.blocks import XAVIER, ZEROS, check_positive, checkpointed, stacked
 from scorediff.models.embeddings import Conditioning, island
 from scorediff.models.patches import check_patches, embed_patches, table_positions, unpatchify
 from scorediff.models.transformer import (
@@ -231,13 +231,7 @@ class MMDiT(nn.Module, kw_only=True):
     @nn.nowrap
     def layers(self, start: int, length: int) -> nn.Module:
         """A run of equal blocks as one module, its parameters stacked on axis 0."""
-        scanned = nn.scan(
-            checkpointed(JointBlock, self.remat, scanned=True),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=length,
-        )
+        scanned = stacked(JointBlock, length, self.remat)
         return self.block(scanned, start, f"layers_{start}")
 
     @nn.nowrap

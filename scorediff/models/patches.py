@@ -5,6 +5,7 @@ import numpy as np
 from flax import linen as nn
 
 from scorediff.errors import UserError
+from scorediff.models import patching
 from scorediff.models.blocks import XAVIER
 from scorediff.models.embeddings import frequencies
 from scorediff.types import Array
@@ -12,16 +13,14 @@ from scorediff.types import Array
 
 def patchify(x: Array, size: int) -> Array:
     """[b, h, w, c] -> [b, (h / size) (w / size), size size c], all row-major."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // size, size, w // size, size, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, size * size * c)
+    grid = patching.patchify(x, (size, size))
+    return grid.reshape(x.shape[0], -1, grid.shape[-1])
 
 
 def unpatchify(tokens: Array, size: int, height: int, width: int) -> Array:
     """The inverse of `patchify` for an image of height x width."""
-    b = tokens.shape[0]
-    x = tokens.reshape(b, height // size, width // size, size, size, -1)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, height, width, -1)
+    grid = tokens.reshape(tokens.shape[0], height // size, width // size, -1)
+    return patching.unpatchify(grid, (size, size))
 
 
 def embed_patches(x: Array, size: int, width: int, dtype) -> Array:

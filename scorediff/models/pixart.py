@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from scorediff.errors import UserError
 from scorediff.models.attention import CrossAttention, SelfAttention, mask_bias
-from scorediff.models.blocks import check_positive, checkpointed
+from scorediff.models.blocks import check_positive, stacked
 from scorediff.models.embeddings import Conditioning, sinusoid
 from scorediff.models.patches import (
     check_patches,
@@ -192,13 +192,7 @@ class PixArt(nn.Module, kw_only=True):
     @nn.nowrap
     def layers(self) -> nn.Module:
         """All blocks as one module whose parameters are stacked on axis 0."""
-        scanned = nn.scan(
-            checkpointed(PixArtBlock, self.remat, scanned=True),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.depth,
-        )
+        scanned = stacked(PixArtBlock, self.depth, self.remat)
         return scanned(
             heads=self.heads,
             qkv_bias=self.qkv_bias,

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from scorediff.errors import UserError, check_choice
 from scorediff.models.attention import attend, head_norm, here, split_heads
-from scorediff.models.blocks import XAVIER, check_positive, checkpointed
+from scorediff.models.blocks import XAVIER, check_positive, stacked
 from scorediff.models.embeddings import island
 from scorediff.models.text import Encoded, check_encoder, check_tokens, closed
 from scorediff.types import Array
@@ -172,13 +172,7 @@ class T5Encoder(nn.Module, kw_only=True):
     @nn.nowrap
     def layers(self) -> nn.Module:
         """All layers, parameters stacked: (x, bias) -> (x, every layer's output)."""
-        scanned = nn.scan(
-            checkpointed(T5Layer, self.remat, scanned=True),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.depth,
-        )
+        scanned = stacked(T5Layer, self.depth, self.remat)
         return scanned(
             heads=self.heads,
             head_width=self.head_width,

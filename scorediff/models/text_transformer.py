@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from scorediff.models.attention import CrossAttention, SelfAttention
-from scorediff.models.blocks import XAVIER, ZEROS, checkpointed, group_norm
+from scorediff.models.blocks import XAVIER, ZEROS, group_norm, stacked
 from scorediff.types import Array
 
 MLP_RATIO = 4  # hidden width of the gated MLP over the width of a token
@@ -76,11 +76,5 @@ class TextTransformer(nn.Module, kw_only=True):
     @nn.nowrap
     def layers(self) -> nn.Module:
         """All layers as one module: (x, text, bias) -> (x, None)."""
-        scanned = nn.scan(
-            checkpointed(TextBlock, self.remat, scanned=True),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
-            length=self.depth,
-        )
+        scanned = stacked(TextBlock, self.depth, self.remat)
         return scanned(heads=self.heads, dtype=self.dtype, kernel=self.kernel, name="layers")

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from scorediff.errors import UserError
 from scorediff.models.attention import SelfAttention
-from scorediff.models.blocks import XAVIER, ZEROS, check_positive, checkpointed, conv3
+from scorediff.models.blocks import XAVIER, ZEROS, check_positive, checkpointed, conv3, stacked
 from scorediff.models.embeddings import island, sinusoid
 from scorediff.models.patches import check_patches, embed_patches, unpatchify
 from scorediff.models.transformer import NORMAL, check_transformer, given, mlp
@@ -187,13 +187,7 @@ class UViT(nn.Module, kw_only=True):
     @nn.nowrap
     def half(self, name: str) -> nn.Module:
         """Half of the layers as one module whose parameters are stacked on axis 0."""
-        scanned = nn.scan(
-            checkpointed(UViTBlock, self.remat, scanned=True),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=0,
-            length=self.depth // 2,
-        )
+        scanned = stacked(UViTBlock, self.depth // 2, self.remat, in_axes=0)
         return self.block(scanned, name)
 
     @nn.nowrap

@@ -140,7 +140,7 @@ def theirs(name: str, network: nn.Module, params: Any, inputs: Inputs, device: s
     model = getattr(diffusers, name).from_config(format.config(network))
     tensors = formats.to_tensors(format, network, params)
     model.load_state_dict({n: torch.from_numpy(np.array(a)) for n, a in tensors.items()})
-    model = model.to(device)
+    model = model.eval().to(device)  # in training mode diffusers drops class labels
     labels = (
         {"class_labels": torch.from_numpy(inputs.label).to(device)} if name != "UNet2DModel" else {}
     )

@@ -132,7 +132,7 @@ class AutoencoderKL(nn.Module, kw_only=True):
     dtype:            what is computed in; parameters, statistics and the outputs are float32.
     remat:            what the backward pass recomputes, a block at a time: "none", "products",
                       "full".
-    attention_kernel: "auto", "xla" or "cudnn".
+    attention_kernel: "auto", "plain", "xla" or "cudnn".
     """
 
     channels: tuple[int, ...] = (128, 256, 512, 512)

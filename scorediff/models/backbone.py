@@ -196,7 +196,7 @@ class Backbone(nn.Module, kw_only=True):
     dtype:            what is computed in; parameters, statistics and the output are float32.
     remat:            what the backward pass recomputes, a layer at a time: "none", "products"
                       (all but matrix products), "full".
-    attention_kernel: "auto", "xla" or "cudnn".
+    attention_kernel: "auto", "plain", "xla" or "cudnn".
 
     `train` changes nothing: there is no dropout.
     """

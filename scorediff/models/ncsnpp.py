@@ -100,7 +100,7 @@ class NCSNpp(nn.Module, kw_only=True):
     dtype:            what is computed in; parameters, statistics and the output are float32.
     remat:            what the backward pass recomputes, a block at a time: "none", "products"
                       (all but convolutions and matrix products), "full".
-    attention_kernel: "auto", "xla" or "cudnn".
+    attention_kernel: "auto", "plain", "xla" or "cudnn".
 
     Height and width must be divisible by 2^(levels - 1); anything else is a UserError. The defaults
     are DDPM++ for CIFAR-10 as EDM trains it (arXiv 2206.00364, appendix F.1).

@@ -147,7 +147,7 @@ class Trunk(nn.Module, kw_only=True):
     dtype:             what is computed in; parameters, statistics and the output are float32.
     remat:             what the backward pass recomputes, a block at a time: "none", "products",
                        "full".
-    attention_kernel:  "auto", "xla" or "cudnn".
+    attention_kernel:  "auto", "plain", "xla" or "cudnn".
     """
 
     channels: tuple[int, ...] = (320, 640, 1280, 1280)

@@ -105,7 +105,7 @@ class UNet(nn.Module, kw_only=True):
     dtype:            what is computed in; parameters, statistics and the output are float32.
     remat:            what the backward pass recomputes, a block at a time: "none", "products"
                       (all but convolutions and matrix products), "full".
-    attention_kernel: "auto", "xla" or "cudnn".
+    attention_kernel: "auto", "plain", "xla" or "cudnn".
 
     Every side must be divisible by 2^(levels - 1); anything else is a UserError.
     """

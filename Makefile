@@ -32,7 +32,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	  || { echo "error: Python 3.11 or newer is needed; name one: make PYTHON=python3.12 digits"; exit 2; }
 	@$(PYTHON) -m venv $(VENV) \
 	  || { echo "error: $(PYTHON) cannot make virtual environments; on Debian: apt install python3-venv"; exit 2; }
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[test]'
 	@touch $@
 
 clean:

@@ -34,14 +34,14 @@ class Effort:
     steps, last_steps: least-squares steps from each start, and of the best on all samples.
     """
 
-    fitted: int = 192
+    fitted: int = 256
     held_back: int = 192
     ranked: int = 64
     tuned: int = 8
-    tried: int = 32
+    tried: int = 64
     starts: int = 2
-    steps: int = 8
-    last_steps: int = 15
+    steps: int = 10
+    last_steps: int = 30
 
 
 FOR_RUNS = Effort()

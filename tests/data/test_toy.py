@@ -120,6 +120,7 @@ def test_host_samples_carry_their_class():
         assert np.abs(z).max() < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("alpha", "sigma"), LEVELS)
 def test_law_of_total_expectation(x64, alpha, sigma):
     mixture = bed_a(CLASSES)

@@ -105,6 +105,7 @@ def batch_of(n):
     return {"x0": GAUSSIAN.sample(jax.random.key(5), n)}
 
 
+@pytest.mark.slow
 def test_the_loss_does_not_depend_on_the_target():
     """One weighting, six networks that are the same denoiser: the same number."""
     draws, batch = Draws(jax.random.key(0), jnp.arange(256), 256), batch_of(256)

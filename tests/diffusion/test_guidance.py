@@ -307,7 +307,16 @@ def smooth_classifier(x, t, cond):
     return -jnp.sum(jnp.square(x), axis=1) / (1 + jnp.square(t))
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
+QUICK = ("VPLinear", "VE", "FlowMatching")  # one compilation of every rule each
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        pytest.param(p, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        for p, name in ((p, type(p).__name__) for p in PROCESSES)
+    ],
+)
 def test_every_rule_is_finite_on_every_process_or_refused(process):
     times = np.linspace(process.t_min, process.t_max, N, dtype=np.float32)
     m = process.host(times)

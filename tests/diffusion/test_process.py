@@ -164,6 +164,7 @@ def test_default_inverse_stands_in_for_a_closed_form():
     np.testing.assert_allclose(slope, exact, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_float32_stays_close_to_the_host():
     for process in PROCESSES.values():
         t = interior(process)

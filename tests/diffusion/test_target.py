@@ -128,6 +128,7 @@ def test_weightings_are_finite_at_both_ends_of_flow():
 U = jnp.linspace(0.001, 0.999, 999)
 
 
+@pytest.mark.slow
 def test_quantiles_have_their_distributions():
     level = EDM()
     ratio = times.log_normal_sigma(level, U, mean=-1.2, std=1.2).t

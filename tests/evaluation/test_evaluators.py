@@ -97,6 +97,7 @@ def test_a_model_that_knows_nothing_is_far_from_it(points):
     assert found.numbers["score_error_at_logsnr_4"].mean > 1
 
 
+@pytest.mark.slow
 def test_guidance_is_not_in_the_score_error_but_in_the_samples(points):
     plain, guided = exact_run(), exact_run(guidance_scale=3.0)
     np.testing.assert_array_equal(
@@ -200,6 +201,7 @@ def test_images_of_a_model_that_knows_nothing_are_caught(images):
     assert numbers["recall"].mean == 0
 
 
+@pytest.mark.slow
 def test_the_pictures_of_images(images, tmp_path):
     images.draw(image_run(), tmp_path)
     names = sorted(p.name for p in tmp_path.iterdir())

@@ -12,6 +12,9 @@ from scorediff.evaluation.image_quality import RealImages, make_reference, measu
 DIGITS = Path(scorediff.__file__).parent / "data" / "digits.npz"
 
 
+pytestmark = pytest.mark.slow  # a classifier is trained first
+
+
 @pytest.fixture(scope="module")
 def reference():
     with np.load(DIGITS) as file:

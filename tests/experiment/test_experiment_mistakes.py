@@ -232,6 +232,7 @@ def test_a_folder_that_is_not_a_run_is_named(tmp_path):
     assert f"{tmp_path}: not a run folder" in line
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_not_sampled(trained, undisturbed, tmp_path):
     workdir = shutil.copytree(undisturbed, tmp_path / "run")
     commands.flip_a_byte(workdir, every=200)  # so that one is in what is read

@@ -21,6 +21,7 @@ F8 = {
 KL_F8 = 83_653_863
 
 
+@pytest.mark.slow
 def test_published_size():
     network = AUTOENCODER_KL.network(F8)
     shapes = formats.shapes(AUTOENCODER_KL, network)

@@ -44,6 +44,7 @@ def by_place(adapters):
     return sorted(adapters, key=lambda a: (a.path, a.layer or 0, a.start))
 
 
+@pytest.mark.slow
 def test_old_and_new_names_and_alpha_in_the_metadata(base):
     plain, meta, peft = (
         read(f"{name}.safetensors", base)

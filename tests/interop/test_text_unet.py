@@ -114,6 +114,7 @@ def test_a_folder_is_written_as_it_was_read(name, tmp_path):
     assert round_trip(fixture(ROOT / name, ROOT), model).passed
 
 
+@pytest.mark.slow
 def test_missing_and_extra_tensors_are_refused_by_name():
     tensors = files.read_folder(ROOT / "unet_lcm")
     lacking = {k: v for k, v in tensors.items() if k != "mid_block.attentions.0.norm.weight"}

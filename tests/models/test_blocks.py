@@ -191,6 +191,7 @@ def test_dropout_acts_in_training_only_and_depends_on_its_key():
     assert jnp.abs(apply(0.5, True, 1) - apply(0.5, True, 2)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_dropout_keeps_the_mean():
     # The block is linear after its dropout, so its mean over masks is its answer without them
     x, c = jnp.asarray(RNG.normal(size=(1, 2, 2, 4)), jnp.float32), jnp.ones((1, 6))

@@ -20,6 +20,7 @@ def residuals():
     return jax.jit(lambda p, cond, scale: SMALL.apply(p, X, NOISE, cond, scale=scale))
 
 
+@pytest.mark.slow
 def test_residuals_fit_the_activations_and_scale_multiplies_them(residuals):
     shapes = jax.eval_shape(SMALL.init, jax.random.key(0), X, NOISE, COND)
     rng = np.random.default_rng(1)

@@ -116,6 +116,7 @@ def test_network_equals_numpy_layer_by_layer(x64):
         np.testing.assert_allclose(got[i], want, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_scanned_layers_equal_a_loop_over_one_block():
     network = DiT(width=16, depth=3, heads=2)
     x, c = jnp.asarray(RNG.normal(size=(2, 4, 16)), jnp.float32), jnp.ones((2, 16))

@@ -147,6 +147,7 @@ def test_fresh_network_answers_zero_by_its_gain_alone(drawn):
     assert not any(path[-1].key in ("bias", "scale") for path, _ in leaves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", [False, True])
 def test_a_block_keeps_unit_magnitude_and_starts_deaf_to_its_condition(decoder):
     block = EDM2Block(features=32, decoder=decoder, heads=2)

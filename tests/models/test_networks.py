@@ -71,6 +71,7 @@ def test_parameters_and_output_are_float32(build, dtype):
     assert {l.dtype for l in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_a_fresh_network_answers_zero_and_is_a_function_of_its_key(build):
     init = jax.jit(build().init)
     first, again, other = (init(jax.random.key(seed), X, NOISE, COND) for seed in (0, 0, 1))

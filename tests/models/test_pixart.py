@@ -53,6 +53,7 @@ class ConditionAlone(PixArt, kw_only=True):
         return self.condition(noise, cond)
 
 
+@pytest.mark.slow
 def test_each_side_and_their_ratio_take_a_third_of_the_condition(x64):
     network = PixArt(**SMALL, sized=True, dtype="float64")
     x = jnp.zeros((2, 4, 4, 1))

@@ -22,6 +22,7 @@ FAMILIES = (small_backbone, small_ncsnpp, small_text_unet, small_transformers, s
 NETWORKS = {name: one for family in FAMILIES for name, one in family.NETWORKS.items()}
 FIXED = ("frequencies", "phases")  # drawn once and never trained, by design
 
+QUICK = ("backbone_signal", "mmdit")  # compiled in every test run
 every = pytest.mark.parametrize("name", sorted(NETWORKS))
 
 
@@ -62,8 +63,10 @@ def test_parameters_and_output_are_float32(name, dtype):
     assert {l.dtype for l in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
-@every
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in sorted(NETWORKS)],
+)
 def test_a_fresh_network_answers_zero(name):
     y, _ = jax.jit(NETWORKS[name][0]().init_with_output)(jax.random.key(0), *arguments(name))
     assert not y.any()

@@ -10,6 +10,10 @@ from scorediff.errors import UserError
 from scorediff.interop import adm, edm_adm, files, formats, layout
 from scorediff.interop.adm import ADM, ADM_PARTS_FIRST
 
+pytestmark = (
+    pytest.mark.slow
+)  # tests/parity and tests/models/test_promises.py stand for it in every run
+
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity" / "original"
 
 

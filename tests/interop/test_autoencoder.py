@@ -10,6 +10,10 @@ from scorediff.interop import files, formats
 from scorediff.interop.autoencoder import AUTOENCODER_KL
 from tests.parity.case import fixture, round_trip
 
+pytestmark = (
+    pytest.mark.slow
+)  # tests/parity and tests/models/test_promises.py stand for it in every run
+
 ROOT = Path(__file__).parents[1] / "fixtures/parity"
 F8 = {
     "block_out_channels": [128, 256, 512, 512],

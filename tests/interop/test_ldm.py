@@ -11,6 +11,10 @@ from scorediff.interop import autoencoder, files, formats, layout, ldm, text_une
 from tests.interop.test_autoencoder import F8
 from tests.interop.test_text_unet import SD15, SDXL
 
+pytestmark = (
+    pytest.mark.slow
+)  # tests/parity and tests/models/test_promises.py stand for it in every run
+
 ROOT = Path(__file__).parents[1] / "fixtures/parity"
 SLOW = pytest.mark.slow
 PAIRS = {

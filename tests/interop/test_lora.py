@@ -11,6 +11,10 @@ from scorediff.interop import files, formats, ldm, lora
 from scorediff.interop.text_unet import TEXT_UNET
 from scorediff.models.lora import Adapter, merge
 
+pytestmark = (
+    pytest.mark.slow
+)  # tests/parity and tests/models/test_promises.py stand for it in every run
+
 ROOT = Path(__file__).parents[1] / "fixtures/parity"
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 VALUE = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"

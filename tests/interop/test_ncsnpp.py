@@ -12,6 +12,10 @@ from scorediff.interop import edm, files, formats, layout
 from scorediff.interop.unet2d_skip import UNET2D_SKIP
 from scorediff.models.ncsnpp import Middle
 
+pytestmark = (
+    pytest.mark.slow
+)  # tests/parity and tests/models/test_promises.py stand for it in every run
+
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity"
 SKIP = files.read_json(FIXTURES / "unet2d_ncsnpp_skip" / "config.json")
 SONG = files.read_json(FIXTURES / "original" / "edm_ncsnpp" / "config.json")

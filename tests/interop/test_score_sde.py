@@ -10,6 +10,10 @@ from scorediff.errors import UserError
 from scorediff.interop import files, formats, layout, score_sde
 from scorediff.interop.score_sde import NCSNPP
 
+pytestmark = (
+    pytest.mark.slow
+)  # tests/parity and tests/models/test_promises.py stand for it in every run
+
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity" / "original"
 FOLDER = FIXTURES / "score_sde_ncsnpp"
 CONFIG = files.read_json(FOLDER / "config.json")

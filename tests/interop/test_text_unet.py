@@ -12,6 +12,10 @@ from scorediff.interop.controlnet import CONTROLNET
 from scorediff.interop.text_unet import TEXT_UNET
 from tests.parity.case import fixture, round_trip
 
+pytestmark = (
+    pytest.mark.slow
+)  # tests/parity and tests/models/test_promises.py stand for it in every run
+
 ROOT = Path(__file__).parents[1] / "fixtures/parity"
 SLOW = pytest.mark.slow
 FIXTURES = ("unet_sd15", "unet_sd21", "unet_sdxl", "unet_lcm", "controlnet")

@@ -12,6 +12,10 @@ from scorediff.errors import UserError
 from scorediff.interop import files, formats, layout
 from scorediff.models.dit import DiT
 
+pytestmark = (
+    pytest.mark.slow
+)  # tests/parity and tests/models/test_promises.py stand for it in every run
+
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity"
 HUB = ("dit", "pixart", "sd3", "sd35")
 OWN = {

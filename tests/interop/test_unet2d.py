@@ -13,6 +13,10 @@ from scorediff.interop import files, formats
 from scorediff.interop.unet2d import UNET2D, modern
 from scorediff.models import UNet
 
+pytestmark = (
+    pytest.mark.slow
+)  # tests/parity and tests/models/test_promises.py stand for it in every run
+
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity"
 NAMES = ["unet2d_ddpm", "unet2d_class", "unet2d_adm", "unet2d_modern"]
 

@@ -10,6 +10,10 @@ from scorediff.models.controlnet import Controlled, ControlNet, guess_scales
 from scorediff.models.text_unet import TextUNet
 from tests.models.small_text_unet import HINT, HINTED, NOISE, TEXT, TRUNK, X
 
+pytestmark = (
+    pytest.mark.slow
+)  # tests/parity and tests/models/test_promises.py stand for it in every run
+
 COND = TEXT | HINT
 SMALL = ControlNet(**TRUNK, **HINTED)
 

@@ -15,6 +15,10 @@ from scorediff.models.edm2 import EDM2UNet, normalised
 from scorediff.models.edm2_parts import EDM2Block, MPConv, mp_cat, mp_silu, mp_sum, pixel_norm
 from tests.models.small_ncsnpp import NETWORKS
 
+pytestmark = (
+    pytest.mark.slow
+)  # tests/parity and tests/models/test_promises.py stand for it in every run
+
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 

@@ -9,6 +9,10 @@ from flax import linen as nn
 from scorediff.errors import UserError
 from scorediff.models.lora import Adapter, fresh, merge, unmerge
 
+pytestmark = (
+    pytest.mark.slow
+)  # tests/parity and tests/models/test_promises.py stand for it in every run
+
 RNG = np.random.default_rng(0)
 
 

@@ -10,6 +10,10 @@ import pytest
 from scorediff.errors import UserError
 from scorediff.models.mmdit import JointBlock, MMDiT
 
+pytestmark = (
+    pytest.mark.slow
+)  # tests/parity and tests/models/test_promises.py stand for it in every run
+
 RNG = np.random.default_rng(0)
 SMALL = {"width": 16, "depth": 3, "heads": 2, "text_features": 6, "pooled_features": 5}
 

@@ -10,6 +10,10 @@ from scorediff.models.ncsnpp import Middle, NCSNpp
 from scorediff.models.ncsnpp_parts import FilteredHalving, NoiseCondition
 from tests.models.small_ncsnpp import NETWORKS
 
+pytestmark = (
+    pytest.mark.slow
+)  # tests/parity and tests/models/test_promises.py stand for it in every run
+
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 SMALL = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attend_down": (False, True)}

@@ -11,6 +11,10 @@ from flax import linen as nn
 from scorediff.errors import UserError
 from scorediff.models.pixart import PixArt
 
+pytestmark = (
+    pytest.mark.slow
+)  # tests/parity and tests/models/test_promises.py stand for it in every run
+
 RNG = np.random.default_rng(0)
 SMALL = {"width": 24, "depth": 2, "heads": 2, "text_features": 5, "trained_size": 2}
 NOISE = jnp.array([3.0, 700.0])

@@ -10,6 +10,10 @@ from scorediff.models.text_transformer import TextBlock, TextTransformer
 from scorediff.models.text_unet import TextUNet, nearest
 from tests.models.small_text_unet import COND, NOISE, TEXT, TOLD, TRUNK, X, draw
 
+pytestmark = (
+    pytest.mark.slow
+)  # tests/parity and tests/models/test_promises.py stand for it in every run
+
 TOKENS = draw(3, 2, 3, 4)
 
 

@@ -198,6 +198,7 @@ def test_decoder_takes_each_encoder_activation_once():
     assert widths == {"up1_0": 16 + 16, "up1_1": 16 + 8, "up0_0": 16 + 8, "up0_1": 8 + 8}
 
 
+@pytest.mark.slow
 def test_dropout_is_active_in_training_only():
     network = UNet(channels=4, multipliers=(1,), blocks=1, attention=(), dropout=0.5)
     x, noise = jnp.ones((1, 4, 4, 1)), jnp.ones(1)

@@ -10,6 +10,10 @@ import pytest
 from scorediff.errors import UserError
 from scorediff.models.uvit import UViT
 
+pytestmark = (
+    pytest.mark.slow
+)  # tests/parity and tests/models/test_promises.py stand for it in every run
+
 RNG = np.random.default_rng(0)
 LATENTS = {"image_size": 32, "patch_size": 2, "in_channels": 4}
 SMALL = {"image_size": 4, "width": 8, "depth": 5, "heads": 2}

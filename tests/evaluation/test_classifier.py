@@ -25,6 +25,7 @@ def trained(digits):
     )
 
 
+@pytest.mark.slow
 def test_recognises_unseen_digits(digits, trained):
     image, label, test = digits
     assert trained.accuracy(image[test], label[test]) > 0.9

@@ -8,7 +8,7 @@ import pytest
 from tests.parity.replay import fixtures, replay, runner_of, tokenizer_folders
 
 ROOT = Path(__file__).parents[1] / "fixtures" / "parity"
-QUICK = ("clip_new", "fmt_bf16", "original/sit", "tokenizers/clip", "unet_lcm", "vae_sd3")
+QUICK = ("fmt_bf16", "original/sit", "tokenizers/clip")
 NAMES = [f.name for f in fixtures(ROOT) if runner_of(f)]
 NAMES += [str(f.relative_to(ROOT)) for f in tokenizer_folders(ROOT)]
 

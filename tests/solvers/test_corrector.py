@@ -62,6 +62,7 @@ def test_langevin_keeps_the_marginal_and_restores_it():
         assert abs(whitened_square(start, at) - 1) < 0.076
 
 
+@pytest.mark.slow
 def test_langevin_with_norms_is_too_wide_by_four_over_the_dimension():
     """epsilon ~ |z|^2 / |score|^2 depends on both, each of which adds 2 / dim to the variance.
 

@@ -237,7 +237,7 @@ CASES = {
     "ddrm": Case("ddrm", ANCESTRAL, 0.2, 0.17, 0.13, 0.29),
     "ddrm, exact y": Case("ddrm", ANCESTRAL, 0.0, 0.16, 0.13, 0.27),
 }
-QUICK = ("replacement", "pigdm", "dps", "ddrm, exact y")  # the others in make test-all
+QUICK = ("replacement", "ddrm, exact y")  # the others in make test-all
 
 
 @pytest.mark.parametrize(

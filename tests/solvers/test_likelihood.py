@@ -102,6 +102,7 @@ def test_probes_have_unit_covariance_and_are_the_samples_own(probe):
     np.testing.assert_array_equal(draw(keys[5:6], x[5:6]), vectors[5:6])
 
 
+@pytest.mark.slow
 def test_one_probe_is_exact_for_isotropic_data_and_the_prior_is_the_samplers(x64):
     """trace = v^T J v for J = c I; all that is left is the prior's missing alpha x0."""
     process, bed = EDM(), Gaussian(mean=(0.3, -0.2, 0.0), stds=(0.5,) * 3)
@@ -162,6 +163,7 @@ def test_uniform_dequantisation_bounds_the_entropy(x64):
     assert "offset +7.0000" in str(result)
 
 
+@pytest.mark.slow
 def test_decoder_sums_to_one():
     values = jnp.arange(256)[:, None]
     for mean, std in ((0.1, 1e-3), (-0.999, 0.05), (1.3, 0.3), (-0.4, 5.0)):
@@ -201,6 +203,7 @@ def test_elbo_of_the_exact_denoiser_is_the_entropy(x64):
     assert np.max(parts.prior) < 1e-4 and np.max(parts.reconstruction) < 1e-3
 
 
+@pytest.mark.slow
 def test_parts_of_the_elbo_of_a_gaussian(x64):
     """Prior + diffusion - E log p(x0 | x_min) = -log p(x0) for each x0, with the exact denoiser."""
     process, bed = VPLinear(), BEDS["gaussian"]

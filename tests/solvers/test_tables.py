@@ -245,6 +245,7 @@ def test_trace_sees_every_evaluation():
     np.testing.assert_array_equal(seen.x0_hat[-1], out)  # the step to data takes x0_hat itself
 
 
+@pytest.mark.slow
 def test_tables_of_equal_length_vmap():
     process = VPLinear()
     keys, x = drawn(process)

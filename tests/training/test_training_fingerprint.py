@@ -76,6 +76,7 @@ def test_names_of_a_train_state():
     assert len(names) == len(jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 def test_many_sharded_arrays_are_looked_at_without_a_deadlock():
     """Programs that reduce over CPU devices must not be in flight together; in a real process."""
     program = (

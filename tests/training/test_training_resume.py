@@ -110,6 +110,7 @@ def test_killed_twice_and_stopped_once_ends_bitwise_the_same(undisturbed, tmp_pa
     assert final(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 def test_damaged_newest_checkpoint_costs_one_line_and_nothing_else(
     undisturbed, undisturbed_workdir, tmp_path
 ):

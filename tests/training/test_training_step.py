@@ -39,6 +39,7 @@ def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulation_equals_the_whole_batch(accumulate):
     """The micro-batches are interleaved and draw by global index: same noise, same times."""

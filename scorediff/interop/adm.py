@@ -14,8 +14,9 @@ import numpy as np
 
 from scorediff.errors import UserError
 from scorediff.interop.formats import Config, Format
-from scorediff.interop.layout import POINTWISE, Entry, Form, pointwise, within
+from scorediff.interop.layout import Entry, Form, pointwise, within
 from scorediff.interop.settings import complete, only
+from scorediff.interop.shared import ADM_RESIDUAL
 from scorediff.interop.unets import (
     channels_in,
     example,
@@ -114,14 +115,6 @@ def config(network: UNet, *, parts_first: bool) -> dict[str, Any]:
     return config
 
 
-RESIDUAL = (
-    Entry("norm_in", "in_layers.0"),
-    Entry("conv_in", "in_layers.2"),
-    Entry("condition", "emb_layers.1"),
-    Entry("norm_out", "out_layers.0"),
-    Entry("conv_out", "out_layers.3"),
-    Entry("shortcut", "skip_connection", POINTWISE),
-)
 ENDS = (
     Entry("condition/noise_in", "time_embed.0"),
     Entry("condition/noise_out", "time_embed.2"),
@@ -152,13 +145,13 @@ def entries(network: UNet, *, parts_first: bool) -> list[Entry]:
     def stage(ours: str, theirs: str, width: int) -> list[Entry]:
         forms = (LINE,) if parts_first else heads_first(network.heads_of(width))
         return [
-            *within(f"{ours}_residual", f"{theirs}.0", RESIDUAL),
+            *within(f"{ours}_residual", f"{theirs}.0", ADM_RESIDUAL),
             *within(f"{ours}_attention", f"{theirs}.1", _attention(*forms)),
         ]
 
     widths = network.widths
     table = [*ENDS, *stage("middle_0", "middle_block", widths[-1])]
-    table += within("middle_1_residual", "middle_block.2", RESIDUAL)
+    table += within("middle_1_residual", "middle_block.2", ADM_RESIDUAL)
     for number, (i, j) in enumerate(_encoder(network), start=1):
         theirs = f"input_blocks.{number}"
         if j is None:
@@ -199,7 +192,7 @@ def _decoder(network: UNet) -> Iterator[tuple[int, int]]:
 def _step(ours: str, theirs: str, network: UNet, convolution: str) -> list[Entry]:
     """A step between levels: a residual block, or a convolution under its own name."""
     if "block" in network.halve:
-        return within(ours, theirs, RESIDUAL)
+        return within(ours, theirs, ADM_RESIDUAL)
     return [Entry(ours, f"{theirs}.{convolution}")]
 
 

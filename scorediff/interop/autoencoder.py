@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from scorediff.errors import UserError
 from scorediff.interop.formats import Config, Format
-from scorediff.interop.layout import POINTWISE, Entry, Tensors, within
+from scorediff.interop.layout import POINTWISE, Entry, within
 from scorediff.interop.settings import complete, only
-from scorediff.interop.text_unet import ACTIVATIONS, RESIDUAL, Place, chosen
+from scorediff.interop.shared import ATTENTION, RESIDUAL, modern
+from scorediff.interop.text_unet import ACTIVATIONS, Place, chosen
 from scorediff.models.autoencoder import AutoencoderKL
 
 DEFAULTS = {
@@ -31,8 +32,6 @@ DEFAULTS = {
     "use_quant_conv": True,
 }
 UNUSED = ("sample_size", "force_upcast")  # the trained size, and advice about half precision
-# The names of the attention's matrices up to diffusers 0.16 -> today's.
-OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def _network(config: Config) -> AutoencoderKL:
@@ -82,11 +81,6 @@ def _config(network: AutoencoderKL) -> dict[str, Any]:
     }
 
 
-ATTENTION = [
-    Entry("norm", "group_norm"),
-    Entry("attention/qkv", ("to_q", "to_k", "to_v")),
-    Entry("attention/out", "to_out.0"),
-]
 ENDS = [
     Entry("encoder/conv_in", "encoder.conv_in"),
     Entry("encoder/norm_out", "encoder.conv_norm_out"),
@@ -135,19 +129,6 @@ def _entries(network: AutoencoderKL) -> list[Entry]:
     return entries
 
 
-def _modern(tensors: Tensors) -> Tensors:
-    """Tensors under today's names; files of 2022 have older ones for the attention."""
-    return {_modern_name(name): tensor for name, tensor in tensors.items()}
-
-
-def _modern_name(name: str) -> str:
-    module, _, leaf = name.rpartition(".")
-    place, _, last = module.rpartition(".")
-    if last in OLD and "attentions" in place:
-        return f"{place}.{OLD[last]}.{leaf}"
-    return name
-
-
 def example(network: AutoencoderKL) -> tuple:
     """An image of the smallest size."""
     side = 2 ** (len(network.channels) - 1)
@@ -160,5 +141,5 @@ AUTOENCODER_KL = Format(
     config=_config,
     entries=_entries,
     example=example,
-    modern=_modern,
+    modern=modern,
 )

@@ -64,6 +64,7 @@ class Entry(NamedTuple):
     form:   of the kernel, or of the bare parameter; biases, norms and tables are the same on both
             sides unless `bias` says otherwise.
     leaves: what the file calls our leaves.
+    first:  number of the first layer in "{}".
     """
 
     ours: str
@@ -71,6 +72,7 @@ class Entry(NamedTuple):
     form: Form = TORCH
     bias: Form = SAME
     leaves: Mapping[str, str] = LEAVES
+    first: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -136,7 +138,8 @@ def links(entries: Sequence[Entry], shapes: Shapes) -> dict[str, Link]:
 def _link(path: str, shape: tuple[int, ...], entries: Mapping[str, Entry]) -> Link | None:
     module, _, leaf = path.rpartition("/")
     if path in entries:
-        names, form = entries[path].names, entries[path].form
+        entry = entries[path]
+        names, form = entry.names, entry.form
     elif module in entries and leaf in entries[module].leaves:
         entry = entries[module]
         names = tuple(f"{name}.{entry.leaves[leaf]}" for name in entry.names)
@@ -144,7 +147,7 @@ def _link(path: str, shape: tuple[int, ...], entries: Mapping[str, Entry]) -> Li
     else:
         return None
     stacked = "{}" in names[0]
-    layers = range(shape[0]) if stacked else range(1)
+    layers = range(entry.first, entry.first + (shape[0] if stacked else 1))
     return Link(tuple(tuple(n.replace("{}", str(i)) for n in names) for i in layers), form, stacked)
 
 

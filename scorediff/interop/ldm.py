@@ -13,6 +13,7 @@ from scorediff.errors import UserError
 from scorediff.interop import autoencoder, text_unet
 from scorediff.interop.formats import Format
 from scorediff.interop.layout import POINTWISE, Entry, Tensors, within
+from scorediff.interop.shared import ADM_RESIDUAL
 from scorediff.interop.text_unet import Place, outer, transformer, trunk_places, up_places
 from scorediff.models.autoencoder import AutoencoderKL
 from scorediff.models.text_unet import TextUNet
@@ -67,14 +68,6 @@ def join(parts: Mapping[str, Tensors]) -> dict[str, np.ndarray]:
     return {f"{PREFIXES[p][0]}{name}": a for p, part in parts.items() for name, a in part.items()}
 
 
-RESIDUAL = [
-    Entry("norm_in", "in_layers.0"),
-    Entry("conv_in", "in_layers.2"),
-    Entry("condition", "emb_layers.1"),
-    Entry("norm_out", "out_layers.0"),
-    Entry("conv_out", "out_layers.3"),
-    Entry("shortcut", "skip_connection", POINTWISE),
-]
 UNET_ENDS = [
     Entry("condition/noise_in", "time_embed.0"),
     Entry("condition/noise_out", "time_embed.2"),
@@ -112,7 +105,7 @@ def _numbered(places: Iterable[Place]) -> Iterator[Place]:
 def _unet(network: TextUNet) -> list[Entry]:
     if network.guidance_width is not None:
         raise UserError("the original files have no name for an embedding of the guidance scale")
-    tables = {"residual": RESIDUAL, "transformer": transformer(outer(network))}
+    tables = {"residual": ADM_RESIDUAL, "transformer": transformer(outer(network))}
     entries = list(UNET_ENDS)
     for place in _numbered([*trunk_places(network), *up_places(network)]):
         if place.kind in tables:

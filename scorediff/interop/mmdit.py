@@ -100,32 +100,10 @@ def _block(*, last: bool) -> list[Entry]:
     ]
 
 
-class CountedFrom(str):
-    """A name with "{}" whose layers are counted from `first` instead of 0."""
-
-    first: int
-
-    def __new__(cls, name: str, first: int) -> "CountedFrom":
-        made = super().__new__(cls, name)
-        made.first = first
-        return made
-
-    def replace(self, old: str, new: str, count: int = -1) -> str:
-        """The name of layer number `new` of a run."""
-        return super().replace(old, str(int(new) + self.first), count)
-
-
 def _run(start: int) -> list[Entry]:
-    """The blocks of a run that starts with block `start`, one entry a parameter."""
-    return [
-        Entry(
-            f"{e.ours}/{leaf}",
-            tuple(CountedFrom(f"{name}.{e.leaves[leaf]}", start) for name in e.names),
-            form=e.form if leaf == "kernel" else SAME,
-        )
-        for e in within(f"layers_{start}", "transformer_blocks.{}", _block(last=False))
-        for leaf in ("kernel", "bias", "scale")
-    ]
+    """The blocks of a run that starts with block `start`."""
+    run = within(f"layers_{start}", "transformer_blocks.{}", _block(last=False))
+    return [entry._replace(first=start) for entry in run]
 
 
 def _entries(network: MMDiT) -> list[Entry]:

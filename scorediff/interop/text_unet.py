@@ -10,6 +10,7 @@ from scorediff.errors import UserError
 from scorediff.interop.formats import Config, Format
 from scorediff.interop.layout import POINTWISE, TORCH, Entry, Form, within
 from scorediff.interop.settings import complete, only, per_level
+from scorediff.interop.shared import RESIDUAL
 from scorediff.models.text_unet import TextUNet, Trunk
 
 SHARED_DEFAULTS = {
@@ -240,14 +241,6 @@ def _config(network: TextUNet) -> dict[str, Any]:
     }
 
 
-RESIDUAL = [
-    Entry("norm_in", "norm1"),
-    Entry("conv_in", "conv1"),
-    Entry("condition", "time_emb_proj"),
-    Entry("norm_out", "norm2"),
-    Entry("conv_out", "conv2"),
-    Entry("shortcut", "conv_shortcut", POINTWISE),
-]
 LAYER = [
     Entry("norm_self", "norm1"),
     Entry("self/qkv", ("attn1.to_q", "attn1.to_k", "attn1.to_v")),

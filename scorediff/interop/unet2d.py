@@ -5,16 +5,14 @@ and whether the step to the next level is a convolution or a residual block; for
 blocks, `downsample_type` and `upsample_type` say the latter.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from scorediff.errors import UserError
 from scorediff.interop.formats import Config, Format
-from scorediff.interop.layout import POINTWISE, SAME, Entry, Tensors, within
+from scorediff.interop.layout import SAME, Entry, within
 from scorediff.interop.settings import complete, only
+from scorediff.interop.shared import ATTENTION, RESIDUAL, modern
 from scorediff.interop.unets import (
     attending_widths,
     channels_in,
@@ -238,19 +236,6 @@ def _middle_groups(network: UNet, groups: int) -> int | None:
     return network.middle_groups or None
 
 
-RESIDUAL = (
-    Entry("norm_in", "norm1"),
-    Entry("conv_in", "conv1"),
-    Entry("condition", "time_emb_proj"),
-    Entry("norm_out", "norm2"),
-    Entry("conv_out", "conv2"),
-    Entry("shortcut", "conv_shortcut", POINTWISE),
-)
-ATTENTION = (
-    Entry("norm", "group_norm"),
-    Entry("attention/qkv", ("to_q", "to_k", "to_v")),
-    Entry("attention/out", "to_out.0"),
-)
 ENDS = (
     Entry("condition/fourier/frequencies", "time_proj.weight", SAME),
     Entry("condition/noise_in", "time_embedding.linear_1"),
@@ -290,20 +275,6 @@ def _stage(ours: str, theirs: str, j: int) -> list[Entry]:
 def _step(ours: str, theirs: str, step: str) -> list[Entry]:
     """A step between levels: a convolution or a residual block."""
     return within(ours, theirs, RESIDUAL) if step == "block" else [Entry(ours, f"{theirs}.conv")]
-
-
-OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-OLD_NAME = re.compile(rf"(.*attentions\.\d+)\.({'|'.join(OLD)})\.(weight|bias)")
-
-
-def modern(tensors: Tensors) -> dict[str, np.ndarray]:
-    """Attention under its names of diffusers up to 0.16 -> today's."""
-
-    def renamed(name: str) -> str:
-        old = OLD_NAME.fullmatch(name)
-        return f"{old[1]}.{OLD[old[2]]}.{old[3]}" if old else name
-
-    return {renamed(name): tensor for name, tensor in tensors.items()}
 
 
 UNET2D = Format(

@@ -10,9 +10,10 @@ from typing import Any
 
 from scorediff.errors import UserError
 from scorediff.interop.formats import Config, Format
-from scorediff.interop.layout import POINTWISE, SAME, Entry, Tensors, within
+from scorediff.interop.layout import POINTWISE, SAME, Entry, within
 from scorediff.interop.ncsnpp import example, refuse_difference
 from scorediff.interop.settings import complete, only
+from scorediff.interop.shared import ATTENTION, RESIDUAL, modern
 from scorediff.models.ncsnpp import Middle, NCSNpp
 
 DEFAULTS: Mapping[str, Any] = {
@@ -49,20 +50,6 @@ UNUSED = (
     "num_train_timesteps",
 )
 FIR = (1, 3, 3, 1)
-OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-RESIDUAL = [
-    Entry("norm_in", "norm1"),
-    Entry("conv_in", "conv1"),
-    Entry("condition", "time_emb_proj"),
-    Entry("norm_out", "norm2"),
-    Entry("conv_out", "conv2"),
-    Entry("shortcut", "conv_shortcut", POINTWISE),
-]
-ATTENTION = [
-    Entry("norm", "group_norm"),
-    Entry("attention/qkv", ("to_q", "to_k", "to_v")),
-    Entry("attention/out", "to_out.0"),
-]
 
 
 def _attending(blocks: Sequence[str], direction: str) -> tuple[bool, ...]:
@@ -211,18 +198,6 @@ def _up(network: NCSNpp, level: int, block: str) -> list[Entry]:
     for i in range(network.blocks + 1):
         table += within(f"up{level}_{i}_residual", f"{block}.resnets.{i}", RESIDUAL)
     return table
-
-
-def modern(tensors: Tensors) -> Tensors:
-    """Attention's names up to 0.16 -> today's."""
-    renamed = {}
-    for name, array in tensors.items():
-        module, _, leaf = name.rpartition(".")
-        parent, _, last = module.rpartition(".")
-        if ".attentions." in name and last in OLD_NAMES:
-            name = f"{parent}.{OLD_NAMES[last]}.{leaf}"
-        renamed[name] = array
-    return renamed
 
 
 UNET2D_SKIP = Format(

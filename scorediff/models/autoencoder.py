@@ -10,14 +10,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from scorediff.errors import UserError, check_choice
-from scorediff.models.attention import KERNELS
 from scorediff.models.blocks import (
     ACTIVATIONS,
-    DTYPES,
-    REMAT,
     XAVIER,
     AttentionBlock,
     ResBlock,
+    check_computation,
     check_positive,
     checkpointed,
     conv3,
@@ -152,9 +150,7 @@ class AutoencoderKL(nn.Module, kw_only=True):
     attention_kernel: str = "auto"
 
     def __post_init__(self):
-        check_choice("AutoencoderKL.dtype", self.dtype, DTYPES)
-        check_choice("AutoencoderKL.remat", self.remat, REMAT)
-        check_choice("AutoencoderKL.attention_kernel", self.attention_kernel, KERNELS)
+        check_computation(self)
         check_choice("AutoencoderKL.act", self.act, ACTIVATIONS)
         check_positive("AutoencoderKL.channels", len(self.channels), *self.channels)
         check_positive("AutoencoderKL.blocks", self.blocks)

@@ -37,12 +37,18 @@ def check_positive(where: str, *values: int) -> None:
         raise UserError(f"{where} must be at least 1, got {', '.join(map(str, values))}")
 
 
-def check_common(network: nn.Module) -> None:
-    """The fields that every network here has."""
+def check_computation(network: nn.Module) -> None:
+    """The fields that say how a network computes."""
     name = type(network).__name__
     check_choice(f"{name}.dtype", network.dtype, DTYPES)
     check_choice(f"{name}.remat", network.remat, REMAT)
     check_choice(f"{name}.attention_kernel", network.attention_kernel, KERNELS)
+
+
+def check_common(network: nn.Module) -> None:
+    """The fields that every image network has."""
+    check_computation(network)
+    name = type(network).__name__
     for field in ("num_classes", "out_channels"):
         value = getattr(network, field)
         if value is not None:

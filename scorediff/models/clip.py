@@ -12,9 +12,9 @@ from flax import linen as nn
 
 from scorediff.errors import UserError, check_choice
 from scorediff.models.attention import SelfAttention
-from scorediff.models.blocks import XAVIER, check_positive, stacked
+from scorediff.models.blocks import XAVIER, check_computation, check_positive, stacked
 from scorediff.models.embeddings import island
-from scorediff.models.text import Encoded, check_encoder, check_tokens, closed
+from scorediff.models.text import Encoded, check_tokens, closed
 from scorediff.types import Array
 
 
@@ -100,7 +100,7 @@ class CLIPText(nn.Module, kw_only=True):
     attention_kernel: str = "xla"
 
     def __post_init__(self):
-        check_encoder(self)
+        check_computation(self)
         check_choice("CLIPText.activation", self.activation, ACTIVATIONS)
         sizes = (self.vocabulary, self.positions, self.width, self.depth, self.heads, self.hidden)
         check_positive("CLIPText's sizes", *sizes, self.projection or 1)

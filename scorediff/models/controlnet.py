@@ -12,7 +12,8 @@ from flax import linen as nn
 from scorediff.errors import UserError, check_choice
 from scorediff.models import text_unet
 from scorediff.models.blocks import ZEROS, check_positive, conv3
-from scorediff.models.text_unet import TextUNet, Trunk, wanted
+from scorediff.models.embeddings import given
+from scorediff.models.text_unet import TextUNet, Trunk
 from scorediff.types import Array, Cond
 
 PARTITION: tuple[tuple[str, tuple[str | None, ...]], ...] = (
@@ -101,7 +102,7 @@ class ControlNet(Trunk, kw_only=True):
     @nn.nowrap
     def picture(self, cond: Cond, shape: tuple[int, ...]) -> Array:
         """The picture as features of the size of x."""
-        hint = wanted(cond, "hint")
+        hint = given(self, cond, "hint")
         factor = 2 ** (len(self.hint_channels) - 1)
         size = (factor * shape[1], factor * shape[2], self.hint_inputs)
         if hint.shape[1:] != size:

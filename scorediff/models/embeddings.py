@@ -141,3 +141,15 @@ class Conditioning(nn.Module, kw_only=True):
         if self.null_class == "zero":
             row = jnp.where((label == self.num_classes)[:, None], 0, row)
         return row
+
+
+def given(network: nn.Module, cond: Cond, key: str, features: int | None = None) -> Array:
+    """cond[key]; UserError where it is not there, or its last axis is not `features`."""
+    name = type(network).__name__
+    if cond is None or key not in cond:
+        raise UserError(f'{name} needs cond["{key}"], which is not given')
+    if features is not None and cond[key].shape[-1] != features:
+        raise UserError(
+            f'{name} takes cond["{key}"] of {features} features, got shape {cond[key].shape}'
+        )
+    return cond[key]

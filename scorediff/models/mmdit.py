@@ -15,14 +15,13 @@ from flax import linen as nn
 from scorediff.errors import UserError
 from scorediff.models.attention import SelfAttention, attend, head_norm, here, split_heads
 from scorediff.models.blocks import XAVIER, ZEROS, check_positive, checkpointed, stacked
-from scorediff.models.embeddings import Conditioning, island
+from scorediff.models.embeddings import Conditioning, given, island
 from scorediff.models.patches import check_patches, embed_patches, table_positions, unpatchify
 from scorediff.models.transformer import (
     NOISE_FEATURES,
     NORMAL,
     VectorEmbedding,
     check_transformer,
-    given,
     layer_norm,
     mlp,
     modulate,

@@ -12,7 +12,7 @@ from flax import linen as nn
 from scorediff.errors import UserError
 from scorediff.models.attention import CrossAttention, SelfAttention, mask_bias
 from scorediff.models.blocks import check_positive, stacked
-from scorediff.models.embeddings import Conditioning, sinusoid
+from scorediff.models.embeddings import Conditioning, given, sinusoid
 from scorediff.models.patches import (
     check_patches,
     embed_patches,
@@ -24,7 +24,6 @@ from scorediff.models.transformer import (
     NORMAL,
     VectorEmbedding,
     check_transformer,
-    given,
     layer_norm,
     mlp,
     modulate,

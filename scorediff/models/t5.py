@@ -14,9 +14,9 @@ from flax import linen as nn
 
 from scorediff.errors import UserError, check_choice
 from scorediff.models.attention import attend, head_norm, here, split_heads
-from scorediff.models.blocks import XAVIER, check_positive, stacked
+from scorediff.models.blocks import XAVIER, check_computation, check_positive, stacked
 from scorediff.models.embeddings import island
-from scorediff.models.text import Encoded, check_encoder, check_tokens, closed
+from scorediff.models.text import Encoded, check_tokens, closed
 from scorediff.types import Array
 
 ACTIVATIONS = {
@@ -130,7 +130,7 @@ class T5Encoder(nn.Module, kw_only=True):
     attention_kernel: str = "xla"
 
     def __post_init__(self):
-        check_encoder(self)
+        check_computation(self)
         check_choice("T5Encoder.activation", self.activation, ACTIVATIONS)
         sizes = (self.vocabulary, self.width, self.depth, self.heads, self.head_width, self.hidden)
         check_positive("T5Encoder's sizes", *sizes)

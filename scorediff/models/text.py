@@ -3,11 +3,8 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from flax import linen as nn
 
-from scorediff.errors import UserError, check_choice
-from scorediff.models.attention import KERNELS
-from scorediff.models.blocks import DTYPES, REMAT
+from scorediff.errors import UserError
 from scorediff.types import Array
 
 
@@ -22,14 +19,6 @@ class Encoded(NamedTuple):
     last_hidden_state: Array
     hidden_states: Array
     pooled: Array | None = None
-
-
-def check_encoder(network: nn.Module) -> None:
-    """The fields that every text encoder has."""
-    name = type(network).__name__
-    check_choice(f"{name}.dtype", network.dtype, DTYPES)
-    check_choice(f"{name}.remat", network.remat, REMAT)
-    check_choice(f"{name}.attention_kernel", network.attention_kernel, KERNELS)
 
 
 def check_tokens(ids: Array, mask: Array | None, longest: int | None = None) -> None:

@@ -13,20 +13,19 @@ import numpy as np
 from flax import linen as nn
 
 from scorediff.errors import UserError, check_choice
-from scorediff.models.attention import KERNELS, mask_bias
+from scorediff.models.attention import mask_bias
 from scorediff.models.blocks import (
     ACTIVATIONS,
-    DTYPES,
-    REMAT,
     XAVIER,
     ZEROS,
     ResBlock,
+    check_computation,
     check_positive,
     checkpointed,
     conv3,
     group_norm,
 )
-from scorediff.models.embeddings import island, sinusoid
+from scorediff.models.embeddings import given, island, sinusoid
 from scorediff.models.resample import upsample
 from scorediff.models.text_transformer import TextTransformer
 from scorediff.types import Array, Cond
@@ -38,13 +37,6 @@ PARTITION: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(self/out|cross/out|mlp_out)/kernel$", ("tensor", "fsdp")),
     (r"(matrix_in|matrix_out|halve|double|shortcut|noise_in|noise_out)/kernel$", ("fsdp", None)),
 )
-
-
-def wanted(cond: Cond, key: str) -> Array:
-    """cond[key]; UserError where it is not there."""
-    if cond is None or key not in cond:
-        raise UserError(f'this network needs cond["{key}"], which is not given')
-    return cond[key]
 
 
 def nearest(x: Array, height: int, width: int) -> Array:
@@ -81,12 +73,12 @@ class TextConditioning(nn.Module, kw_only=True):
         dense = partial(nn.Dense, dtype=island(self.dtype), kernel_init=XAVIER)
         h = self.waves(noise, self.features)
         if self.guidance_width is not None:
-            guidance = wanted(cond, "guidance")
+            guidance = given(self, cond, "guidance")
             h = h + dense(self.features, use_bias=False, name="guidance")(guidance)
         h = ACTIVATIONS[self.act](dense(self.width, name="noise_in")(h))
         c = dense(self.width, name="noise_out")(h)
         if self.num_classes is not None:
-            label = wanted(cond, "label")
+            label = given(self, cond, "label")
             c = c + nn.Embed(self.num_classes, self.width, name="label")(label)
         if self.added_width is None:
             return c
@@ -106,7 +98,7 @@ class TextConditioning(nn.Module, kw_only=True):
     @nn.nowrap
     def added(self, cond: Cond) -> Array:
         """The pooled text and the sinusoids of the sizes, [b, added_width]."""
-        pooled, sizes = wanted(cond, "pooled"), wanted(cond, "sizes")
+        pooled, sizes = given(self, cond, "pooled"), given(self, cond, "sizes")
         waves = self.waves(sizes.reshape(-1), self.size_features).reshape(len(sizes), -1)
         width = pooled.shape[-1] + waves.shape[-1]
         if width != self.added_width:
@@ -177,9 +169,7 @@ class Trunk(nn.Module, kw_only=True):
 
     def __post_init__(self):
         name = type(self).__name__
-        check_choice(f"{name}.dtype", self.dtype, DTYPES)
-        check_choice(f"{name}.remat", self.remat, REMAT)
-        check_choice(f"{name}.attention_kernel", self.attention_kernel, KERNELS)
+        check_computation(self)
         check_choice(f"{name}.act", self.act, ACTIVATIONS)
         check_choice(f"{name}.halve_padding", self.halve_padding, (0, 1))
         check_positive(f"{name}.channels", len(self.channels), *self.channels)
@@ -231,7 +221,7 @@ class Trunk(nn.Module, kw_only=True):
     @nn.nowrap
     def text(self, cond: Cond) -> tuple[Array, Array | None]:
         """What the transformers read: the text, and what its mask adds to their logits."""
-        text = wanted(cond, "text").astype(self.dtype)
+        text = given(self, cond, "text").astype(self.dtype)
         if text.ndim != 3 or text.shape[-1] != self.text_width:
             raise UserError(
                 f'cond["text"] must be [b, n, {self.text_width}], got an array of shape '

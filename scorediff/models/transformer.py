@@ -2,11 +2,10 @@
 
 from flax import linen as nn
 
-from scorediff.errors import UserError, check_choice
-from scorediff.models.attention import KERNELS
-from scorediff.models.blocks import DTYPES, REMAT, XAVIER, ZEROS, check_positive
+from scorediff.errors import UserError
+from scorediff.models.blocks import XAVIER, ZEROS, check_computation, check_positive
 from scorediff.models.embeddings import island
-from scorediff.types import Array, Cond
+from scorediff.types import Array
 
 NOISE_FEATURES = 256  # width of the sinusoid of the noise level, at every size of the papers
 NORMAL = nn.initializers.normal(0.02)
@@ -60,24 +59,10 @@ def read_out(tokens: Array, shift: Array, scale: Array, features: int) -> Array:
 def check_transformer(network: nn.Module) -> None:
     """The fields that every image transformer has."""
     name = type(network).__name__
-    check_choice(f"{name}.dtype", network.dtype, DTYPES)
-    check_choice(f"{name}.remat", network.remat, REMAT)
-    check_choice(f"{name}.attention_kernel", network.attention_kernel, KERNELS)
+    check_computation(network)
     sizes = network.patch_size, network.depth, network.heads
     check_positive(f"{name}.patch_size, depth and heads", *sizes)
     if network.width < 4 or network.width % 4 or network.width % network.heads:
         raise UserError(
             f"{name}.width must be divisible by 4 and by heads={network.heads}, got {network.width}"
         )
-
-
-def given(network: nn.Module, cond: Cond, key: str, features: int) -> Array:
-    """cond[key], whose last axis must be `features`; UserError where it is not there."""
-    name = type(network).__name__
-    if cond is None or key not in cond:
-        raise UserError(f'{name} needs cond["{key}"]')
-    if cond[key].shape[-1] != features:
-        raise UserError(
-            f'{name} takes cond["{key}"] of {features} features, got shape {cond[key].shape}'
-        )
-    return cond[key]

@@ -14,9 +14,9 @@ from flax import linen as nn
 from scorediff.errors import UserError
 from scorediff.models.attention import SelfAttention
 from scorediff.models.blocks import XAVIER, ZEROS, check_positive, checkpointed, conv3, stacked
-from scorediff.models.embeddings import island, sinusoid
+from scorediff.models.embeddings import given, island, sinusoid
 from scorediff.models.patches import check_patches, embed_patches, unpatchify
-from scorediff.models.transformer import NORMAL, check_transformer, given, mlp
+from scorediff.models.transformer import NORMAL, check_transformer, mlp
 from scorediff.types import Array, Cond
 
 EPSILON = 1e-5  # of every normalisation

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,6 @@ from scorediff.interop import files, formats
 from scorediff.interop.formats import Published
 
 Arrays = dict[str, np.ndarray]
-KNOWN_CALLS = ("forward", "forward_with_cfg", "apply(params, x, time_cond, train=False)")
 
 
 class Result(NamedTuple):
@@ -147,8 +147,6 @@ def round_trip(fixture: Fixture, model: Published, names: Arrays | None = None) 
 
 
 def _ignored(name: str, model: Published) -> bool:
-    from fnmatch import fnmatchcase
-
     return any(fnmatchcase(name, pattern) for pattern in model.format.ignored)
 
 

@@ -31,7 +31,8 @@ class Effort:
     ranked, tried: of the fitted ones, as many rank the hand-made solvers and choose a start.
     tuned: so many of the best hand-made ones also get tuned ends.
     starts: different solvers that the search goes out from, the best of each.
-    steps, last_steps: least-squares steps from each start, and of the best on all samples.
+    steps: least-squares steps from each start, on the samples `tried`.
+    last_steps: of the best, at most, on twice as many samples again and again up to all.
     """
 
     fitted: int = 256
@@ -40,13 +41,13 @@ class Effort:
     tuned: int = 8
     tried: int = 64
     starts: int = 2
-    steps: int = 10
-    last_steps: int = 30
+    steps: int = 16
+    last_steps: int = 8
 
 
 FOR_RUNS = Effort()
 FOR_BEDS = Effort(
-    fitted=16384, held_back=16384, ranked=1024, tried=2048, starts=2, steps=25, last_steps=25
+    fitted=16384, held_back=16384, ranked=1024, tried=2048, starts=2, steps=25, last_steps=12
 )
 
 
@@ -116,7 +117,7 @@ def _refined(
     effort: Effort,
     say: Callable[[str], None],
 ) -> tuple[Numbers, Candidate]:
-    """Every start refined on a few samples, then the best on all."""
+    """Every start refined on a few samples, then the best on more and more of them."""
     model, few = bench.model, problem.part(0, effort.tried)
     tried = []
     for start in starts:
@@ -126,8 +127,13 @@ def _refined(
         say(f"from {start}: RMS {error:.5f} after {last.steps} steps")
         tried.append((error, len(tried), last.numbers, start))
     _, _, numbers, start = min(tried)
-    steps = effort.last_steps
-    for at in least_squares(model.denoise, model.process, numbers, problem, steps=steps):
-        if at.steps % 5 == 0:
-            say(f"  step {at.steps}: RMS {at.error:.5f}")
-    return at.numbers, start
+    size = effort.tried
+    while size < len(problem):
+        size = min(2 * size, len(problem))
+        part = problem.part(0, size)
+        for at in least_squares(
+            model.denoise, model.process, numbers, part, steps=effort.last_steps
+        ):
+            numbers = at.numbers
+        say(f"  {at.steps} steps on {size} noises: RMS {at.error:.5f}")
+    return numbers, start

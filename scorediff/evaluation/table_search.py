@@ -2,9 +2,9 @@
 
 A table is differentiable in its numbers, so a hand-made one can be a starting point. Two things are
 free: at which noise level each row asks the network, and every coefficient by which the registers
-follow. Where the hand-made solver has no use for the second register and there are more rows than
-the history is long, it starts as a memory of an early x0_hat. The rows then need not keep
-the marginal of the level that the network is told, and the last step need not be x0_hat. With
+follow, with a history of all rows: so each evaluation point may be any linear combination of the
+noise and every earlier x0_hat. The rows then need not keep the marginal of the level that the
+network is told, and the last step need not be x0_hat. With
 r(theta) the samples from shared noise less those of the reference, the mean of r^2 is minimised by
 Levenberg and Marquardt's damped Gauss-Newton step,
 
@@ -26,7 +26,7 @@ import numpy as np
 from scorediff.diffusion.process import Process
 from scorediff.solvers import StepTable, sample, sample_keys
 from scorediff.solvers.grid import DATA, nodes_at
-from scorediff.solvers.table import HISTORY, NOISE
+from scorediff.solvers.table import NOISE, looking_back
 from scorediff.types import Array, Cond, DenoiseFn
 
 _MARGIN = 1e-2  # of the range of log(alpha/sigma) that a start keeps from its ends
@@ -59,8 +59,8 @@ class Numbers(NamedTuple):
     """A table of n rows as a search sees it: what may move, and what stays."""
 
     place: Array  # [n], logit of the share of the way from t_max to t_min in log(alpha/sigma)
-    e: Array  # [n, 8], as in StepTable
-    b: Array  # [n, 8]
+    e: Array  # [n, 3 + history], as in StepTable
+    b: Array  # [n, 3 + history]
     keep: Array  # [n, 2]
     ends: Array  # [2], log(alpha/sigma) at t_max and t_min
     prior: Array  # [], sigma at t_max, from which sampling starts
@@ -83,21 +83,13 @@ def numbers_of(table: StepTable, process: Process) -> Numbers:
         logsnr_half = np.log(table.alpha[:n]) - np.log(table.sigma[:n])
     share = np.clip((logsnr_half - ends[0]) / (ends[1] - ends[0]), _MARGIN, 1 - _MARGIN)
     place = np.log(share) - np.log1p(-share)
-    b = table.b if _uses_b(table.e, table.b) or n <= HISTORY else _memory(table.b)
-    return Numbers(place, table.e, b, table.keep, ends, np.array(first.sigma))
+    table = looking_back(table, n)
+    return Numbers(place, table.e, table.b, table.keep, ends, np.array(first.sigma))
 
 
 def _uses_b(e: np.ndarray, b: np.ndarray) -> bool:
     """Whether the second register is read, or written from the first or from the history."""
     return bool(np.any(e[:, 1]) or np.any(b[:, 0]) or np.any(b[:, NOISE + 1 :]))
-
-
-def _memory(b: np.ndarray) -> np.ndarray:
-    """A second register that keeps what a row in the middle of the history's length remembered."""
-    kept = np.zeros_like(b)
-    kept[HISTORY - 2, NOISE + 1] = 1.0
-    kept[HISTORY - 1 :, 1] = 1.0
-    return kept
 
 
 def differentiable_table(numbers: Numbers, process: Process) -> StepTable:

@@ -20,7 +20,7 @@ import numpy as np
 from scorediff.diffusion.process import Process
 from scorediff.errors import UserError
 from scorediff.solvers.grid import Grid
-from scorediff.solvers.table import COLUMNS, StepTable, marginal_before
+from scorediff.solvers.table import NOISE, StepTable, marginal_before
 
 FORMAT = "scorediff solver table 1"
 _LARGEST = 10_000_000  # bytes
@@ -101,13 +101,21 @@ def _table(path: str | Path, data: Mapping[str, Any]) -> StepTable:
     n = data["nfe"]
     if type(n) is not int or n < 1:
         raise UserError(f"{path}: nfe must be a whole number from 1, got {n!r}")
-    columns = len(COLUMNS)
+    columns = _columns(path, data["e"])
     shapes = {"t": (n + 1,), "alpha": (n + 1,), "sigma": (n + 1,), "keep": (n, 2)}
     shapes |= {"e": (n, columns), "b": (n, columns), "over": (n, 2), "start": (2,)}
     table = StepTable(**{name: _array(path, name, data[name], shapes[name]) for name in shapes})
     if not (table.start[0] > 0 and abs(table.start[1]) < table.sigma[0]):
         raise UserError(f"{path}: start={table.start.tolist()} does not lead from any noise")
     return table
+
+
+def _columns(path: str | Path, e: Any) -> int:
+    """How many columns the table has: its first row says how far it looks back."""
+    columns = len(e[0]) if isinstance(e, list) and e and isinstance(e[0], list) else 0
+    if columns <= NOISE + 1:
+        raise UserError(f"{path}: e must be rows of {NOISE + 2} or more numbers")
+    return columns
 
 
 def _array(path: str | Path, name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scorediff.solvers.table import HISTORY, NOISE, StepTable, marginal_before
+from scorediff.solvers.table import NOISE, StepTable, marginal_before
 
-_E, _B, _HISTORY = 0, 1, 2  # registers: e, b, m0 ... m4, and the constant 1
-_ONE = _HISTORY + HISTORY
+_E, _B, _HISTORY, _ONE = 0, 1, 2, -1  # registers: e, b, m0, m1 ..., and last the constant 1
 
 
 class Moments(NamedTuple):
@@ -46,17 +45,22 @@ def propagate(
     table: StepTable, x0_hat: Callable[[int], tuple[float, float]], mean: float, variance: float
 ) -> Moments:
     """Follow the registers from e ~ N(mean, variance); x0_hat(k) = (gain, offset) at row k."""
-    state, cov = np.zeros(_ONE + 1), np.zeros((_ONE + 1, _ONE + 1))
+    size = _registers(table)
+    state, cov = np.zeros(size), np.zeros((size, size))
     scale, churn = table.start
     state[_E], state[_ONE] = scale * mean, 1.0
     cov[_E, _E] = scale**2 * variance + churn**2
     seen = [(state[_E], cov[_E, _E])]
-    noise = np.zeros((table.nfe, _ONE + 1))
+    noise = np.zeros((table.nfe, size))
     noise[:, _E], noise[:, _B] = table.e[:, NOISE], table.b[:, NOISE]
     for step, spread in zip(_steps(table, x0_hat), noise, strict=True):
         state, cov = step @ state, step @ cov @ step.T + np.outer(spread, spread)
         seen.append((state[_E], cov[_E, _E]))
     return Moments(*np.array(seen).T)
+
+
+def _registers(table: StepTable) -> int:
+    return _HISTORY + table.history + 1
 
 
 def _steps(table: StepTable, x0_hat: Callable[[int], tuple[float, float]]) -> np.ndarray:
@@ -68,19 +72,20 @@ def _steps(table: StepTable, x0_hat: Callable[[int], tuple[float, float]]) -> np
 def _remembered(table: StepTable, gain: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """Evaluate at e and shift the history."""
     of_e, of_x0 = np.asarray(table.keep).T
-    matrix = np.zeros((table.nfe, _ONE + 1, _ONE + 1))
+    size = _registers(table)
+    matrix = np.zeros((table.nfe, size, size))
     for register in (_E, _B, _ONE):
         matrix[:, register, register] = 1.0
     matrix[:, _HISTORY, _E] = of_e + of_x0 * gain
     matrix[:, _HISTORY, _ONE] = of_x0 * offset
-    older = np.arange(_HISTORY + 1, _ONE)
+    older = np.arange(_HISTORY + 1, size - 1)
     matrix[:, older, older - 1] = 1.0
     return matrix
 
 
 def _updates(table: StepTable) -> np.ndarray:
     """The new e and b from all registers; the rest stays."""
-    matrix = np.tile(np.eye(_ONE + 1), (table.nfe, 1, 1))
+    matrix = np.tile(np.eye(_registers(table)), (table.nfe, 1, 1))
     matrix[:, _E, :_ONE] = np.delete(table.e, NOISE, axis=1)
     matrix[:, _B, :_ONE] = np.delete(table.b, NOISE, axis=1)
     return matrix

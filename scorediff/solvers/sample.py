@@ -14,7 +14,7 @@ from scorediff.errors import UserError
 from scorediff.solvers.grid import Grid, Spacing, make_grid
 from scorediff.solvers.noise import NoiseSource, independent, stream_of
 from scorediff.solvers.spacing import logsnr
-from scorediff.solvers.table import HISTORY, NOISE, StepTable, marginal_before
+from scorediff.solvers.table import NOISE, StepTable, marginal_before
 from scorediff.types import Array, Cond, DenoiseFn, Key
 
 # Streams of a sample's own key; row k draws from ROWS + k, and what adjusts it from _ADJUST + k.
@@ -148,7 +148,7 @@ class _Loop(NamedTuple):
         scale, churn = self.table.start
         e = scale * x + churn * self.draw(_START, jnp.full(2, jnp.nan), churn != 0, x)
         zero = jnp.zeros_like(x)
-        return _Carry(e, zero, (zero,) * HISTORY, jnp.zeros((), jnp.float32))
+        return _Carry(e, zero, (zero,) * self.table.history, jnp.zeros((), jnp.float32))
 
     def row(self, carry: _Carry, k: Array) -> tuple[_Carry, Any]:
         table = self.table

@@ -2,8 +2,9 @@
 
 Row k evaluates the network at (t_k, alpha_k, sigma_k) on register e, which gives x0_hat. What the
 solver remembers of it is linear in both, keep[0] e + keep[1] x0_hat: x0_hat itself, eps_hat, or the
-velocity. It becomes the newest entry m0 of a short history m0 ... m4. Then both registers follow,
-each linear in all of them and in fresh noise z:
+velocity. It becomes the newest entry m0 of a short history m0 ... m4 (a found table may look back
+further: the number of columns says how far). Then both registers follow, each linear in all of them
+and in fresh noise z:
 
     e <- next evaluation point,    b <- base point of the step that is being made.
 
@@ -34,8 +35,8 @@ class StepTable(NamedTuple):
     alpha: np.ndarray  # [n + 1]
     sigma: np.ndarray  # [n + 1]
     keep: np.ndarray  # [n, 2], of e and x0_hat
-    e: np.ndarray  # [n, 8], one column for each of COLUMNS
-    b: np.ndarray  # [n, 8]
+    e: np.ndarray  # [n, 3 + history], one column for each of COLUMNS
+    b: np.ndarray  # [n, 3 + history]
     over: np.ndarray  # [n, 2], log(alpha/sigma) between which z is the noise; NaN: of no path
     start: np.ndarray  # [2]: e <- start[0] x + start[1] z before the first row (churn)
 
@@ -43,6 +44,11 @@ class StepTable(NamedTuple):
     def nfe(self) -> int:
         """Number of network evaluations."""
         return self.e.shape[0]
+
+    @property
+    def history(self) -> int:
+        """How many evaluations are remembered."""
+        return self.e.shape[1] - len(("e", "b", "z"))
 
 
 class Row(NamedTuple):
@@ -147,6 +153,12 @@ def noised_up(table: StepTable, high: Node, *, noise_scale: float = 1.0) -> Step
     return table._replace(e=e, over=over, **ends)
 
 
+def looking_back(table: StepTable, history: int) -> StepTable:
+    """The same table with room for a longer history, of which it makes no use."""
+    room = ((0, 0), (0, max(0, history - table.history)))
+    return table._replace(e=np.pad(table.e, room), b=np.pad(table.b, room))
+
+
 def marginal_before(table: StepTable) -> tuple[float, float]:
     """alpha and sigma of the state that sampling starts from, before the table's own churn."""
     scale, churn = table.start
@@ -181,15 +193,16 @@ def describe(table: StepTable) -> str:
     for k in range(table.nfe):
         lines.append(
             f"{k:4d}  t={table.t[k]:<9.4g} alpha={table.alpha[k]:<9.4g}"
-            f" sigma={table.sigma[k]:<9.4g} e <- {_formula(table.e[k], COLUMNS)}"
+            f" sigma={table.sigma[k]:<9.4g} e <- {_formula(table.e[k])}"
         )
-        if tuple(table.b[k]) != _UNCHANGED_B:
-            lines.append(f"{'':>48} b <- {_formula(table.b[k], COLUMNS)}")
+        if _formula(table.b[k]) != "+1 b":
+            lines.append(f"{'':>48} b <- {_formula(table.b[k])}")
         if tuple(table.keep[k]) != (0.0, 1.0):
             lines.append(f"{'':>48} m0 = {_formula(table.keep[k], ('e', 'x0_hat'))}")
     return "\n".join(lines)
 
 
-def _formula(coefficients: np.ndarray, names: Sequence[str]) -> str:
+def _formula(coefficients: np.ndarray, names: Sequence[str] = ("e", "b", "z")) -> str:
+    names = *names, *(f"m{j}" for j in range(len(coefficients) - len(names)))
     terms = [f"{c:+.5g} {name}" for c, name in zip(coefficients, names, strict=True) if c]
     return " ".join(terms) or "0"

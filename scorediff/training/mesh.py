@@ -18,8 +18,8 @@ from scorediff.training.fingerprint import leaf_names
 from scorediff.training.state import TrainState
 from scorediff.types import Key, Params
 
-AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+AXES = (*BATCH_AXES, "tensor")
 UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 # (parameters or their shapes, sizes of the mesh's axes) -> how to cut those it knows, by their path

@@ -19,7 +19,7 @@ class Plan:
     mode: "jit", the compiler's division of the work over a mesh of all devices, or "pmap", a copy
       of the state on each.
     fsdp, tensor: of the mesh: devices that share one copy of the state, and devices that share one
-      layer's work; the batch is cut over all but the latter.
+      layer's work and see the same examples.
     patience: steps in a row that may be skipped for numbers that are not finite.
     """
 

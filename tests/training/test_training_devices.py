@@ -15,7 +15,15 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from scorediff.errors import UserError
-from scorediff.training.mesh import AXES, abstract_state, check_processes, leaf_spec, make_mesh
+from scorediff.training.mesh import (
+    AXES,
+    abstract_state,
+    batch_sharding,
+    batch_shares,
+    check_processes,
+    leaf_spec,
+    make_mesh,
+)
 from scorediff.training.parallel import compile_step
 from scorediff.training.plan import Plan
 from scorediff.training.state import TrainState
@@ -111,6 +119,12 @@ def test_mesh_and_mode_mistakes_are_named():
         (said,) = (f"{name}={size}" for name, size in sizes.items())
         with pytest.raises(UserError, match=f"'pmap' keeps a copy per device, so not .*{said}"):
             Plan(steps=1, mode="pmap", **sizes)
+
+
+def test_devices_along_tensor_take_the_same_examples():
+    mesh = AbstractMesh((2, 2, 2), AXES)
+    assert batch_sharding(mesh).shard_shape((16, 3)) == (4, 3)
+    assert batch_shares(mesh) == 4
 
 
 def test_devices_that_share_examples_belong_to_one_process():

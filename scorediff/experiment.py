@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -37,6 +38,7 @@ from scorediff.evaluation import pictures
 from scorediff.evaluation.evaluators import Evaluator, Run
 from scorediff.evaluation.generate import Generator, Sampling, save_samples
 from scorediff.evaluation.result import Result, append_result, git_revision, hash_json
+from scorediff.models.partition import partition_by_own_rules
 from scorediff.solvers import StepTable
 from scorediff.solvers.sample import Solver
 from scorediff.training import mesh as meshes
@@ -141,6 +143,11 @@ class Experiment:
         """The train state before the first step."""
         return TrainState.create(self.init_params(key), self._build("optimizer"), self.ema)
 
+    def abstract_state(self, mesh: Mesh) -> TrainState:
+        """What init_state gives, in shapes, laid out on the mesh by the network's own rules."""
+        partition = functools.partial(partition_by_own_rules, self.denoiser.network)
+        return meshes.abstract_state(self.init_state, mesh, partition)
+
     def step(self):
         """The train step, not compiled."""
         return make_step(
@@ -190,8 +197,8 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
     plan = experiment.plan
     experiment.check_data()
     experiment.check_sampling()
-    mesh = meshes.make_mesh(fsdp=plan.fsdp)
-    abstract = meshes.abstract_state(experiment.init_state, mesh)
+    mesh = meshes.make_mesh(fsdp=plan.fsdp, tensor=plan.tensor)
+    abstract = experiment.abstract_state(mesh)
     step = compile_step(experiment.step(), mesh, abstract, mode=plan.mode)
     folder = open_workdir(workdir, to_json(experiment.config))  # last: a wrong config leaves none
     checkpoints = Checkpoints(

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from scorediff.errors import UserError
-from scorediff.training.mesh import batch_sharding, replicated
+from scorediff.training.mesh import batch_sharding, batch_shares, replicated
 from scorediff.training.state import TrainState
 from scorediff.training.step import StepFn
 from scorediff.types import Batch, Key
@@ -46,7 +46,7 @@ def _jit_step(step: StepFn, mesh: Mesh, abstract: TrainState) -> StepFn:
     )
 
     def run(state: TrainState, batch: Batch, root_key: Key):
-        _check_divides(batch, jax.local_device_count() if jax.process_count() > 1 else mesh.size)
+        _check_divides(batch, batch_shares(mesh) // jax.process_count())
         put = functools.partial(jax.make_array_from_process_local_data, cut)
         return compiled(state, jax.tree.map(put, batch), root_key)
 
@@ -72,7 +72,7 @@ def _pmap_step(step: StepFn, mesh: Mesh) -> StepFn:
     return run
 
 
-def _check_divides(batch: Batch, devices: int) -> None:
+def _check_divides(batch: Batch, shares: int) -> None:
     size = jax.tree.leaves(batch)[0].shape[0]
-    if size % devices:
-        raise UserError(f"batch_size {size} does not divide over {devices} devices")
+    if size % shares:
+        raise UserError(f"batch_size {size} does not divide into {shares} shares for the devices")

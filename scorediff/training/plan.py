@@ -16,7 +16,10 @@ class Plan:
       numbers go into the metrics; None: only when the run is evaluated.
     keep_last, keep_every: checkpoints kept: the newest, and every so many steps.
     accumulate: parts that a batch is worked through in, one after the other.
-    mode, fsdp: "jit" on a mesh where `fsdp` devices share one copy of the state, or "pmap".
+    mode: "jit", the compiler's division of the work over a mesh of all devices, or "pmap", a copy
+      of the state on each.
+    fsdp, tensor: of the mesh: devices that share one copy of the state, and devices that share one
+      layer's work and see the same examples.
     patience: steps in a row that may be skipped for numbers that are not finite.
     """
 
@@ -30,6 +33,7 @@ class Plan:
     accumulate: int = 1
     mode: Literal["jit", "pmap"] = "jit"
     fsdp: int = 1
+    tensor: int = 1
     patience: int = 10
 
     def __post_init__(self):
@@ -38,5 +42,6 @@ class Plan:
                 raise UserError(f"{name} must be at least 1, got {value}")
         if self.mode not in ("jit", "pmap"):
             raise UserError(f"mode must be 'jit' or 'pmap', got {self.mode!r}")
-        if self.mode == "pmap" and self.fsdp > 1:
-            raise UserError(f"mode 'pmap' keeps a copy per device, so not fsdp={self.fsdp}")
+        if self.mode == "pmap" and max(self.fsdp, self.tensor) > 1:
+            sizes = f"fsdp={self.fsdp}, tensor={self.tensor}"
+            raise UserError(f"mode 'pmap' keeps a copy per device, so not {sizes}")

@@ -130,7 +130,8 @@ def test_an_unknown_variant_names_those_there_are():
         ("data.shape=(9,9,1)", ("config.data.shape", "(9, 9, 1)", "(8, 8, 1)")),
         ("denoiser.network.multipliers=(1,2,2,2,2)", ("8 x 8", "UNet.multipliers")),
         ("data.pipeline.batch_size=0", ("config.data.pipeline", "batch_size 0")),
-        ("train.fsdp=7", ("fsdp=7",)),
+        ("train.fsdp=7", ("fsdp=7", "1 devices")),
+        ("train.tensor=2", ("tensor=2", "1 devices")),
     ],
 )
 def test_what_does_not_fit_together_is_refused_before_training(tiny, tmp_path, override, said):

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from scorediff.errors import UserError
-from scorediff.models import DiT, UNet
-from scorediff.models.partition import partition, rules_of
+from scorediff.models import MLP, DiT, UNet
+from scorediff.models.partition import partition, partition_by_own_rules
+from scorediff.training.fingerprint import leaf_names
 from tests.models.small_backbone import NETWORKS
 
 SIZES = {"data": 1, "fsdp": 4, "tensor": 2}
@@ -36,11 +36,11 @@ def test_rules_are_about_the_last_axes_and_the_first_match_wins():
         (r"mlp_in/kernel$", ("fsdp", "tensor")),
         (r"conv/", ("tensor", None)),
     )
-    specs = partition(params, rules, SIZES)
-    assert specs["layers"]["mlp_in"]["kernel"] == PartitionSpec(None, "fsdp", "tensor")
-    assert specs["layers"]["mlp_in"]["bias"] == PartitionSpec()  # no rule: replicated
-    assert specs["mlp_in"]["kernel"] == PartitionSpec(None, "fsdp")
-    assert specs["conv"]["kernel"] == PartitionSpec(None, None, "tensor", None)
+    assert partition(params, rules, SIZES) == {  # about the bias no rule says anything
+        "layers/mlp_in/kernel": PartitionSpec(None, "fsdp", "tensor"),
+        "mlp_in/kernel": PartitionSpec(None, "fsdp"),
+        "conv/kernel": PartitionSpec(None, None, "tensor", None),
+    }
 
 
 def test_axes_that_do_not_divide_or_that_the_mesh_lacks_are_left_out():
@@ -63,12 +63,17 @@ def test_rules_that_cannot_be_are_refused(axes, message):
         partition({"kernel": shape(8, 8)}, (("kernel", axes),), SIZES)
 
 
-def test_a_network_without_rules_is_refused_by_name():
-    class Bare(nn.Module):
-        pass
-
-    with pytest.raises(UserError, match="test_partition has no PARTITION rules for Bare"):
-        rules_of(Bare())
+@pytest.mark.parametrize(
+    ("network", "module"),
+    [(MLP(width=8), "scorediff.models.mlp"), (UNet(channels=6), "scorediff.models.unet")],
+    ids=["no rules", "odd"],
+)
+def test_devices_that_would_share_no_work_are_refused(network, module):
+    name, params = type(network).__name__, {"qkv": {"kernel": shape(9, 9)}}
+    partition_by_own_rules(network, params, {"fsdp": 4, "tensor": 1})
+    said = f"tensor=2 would cut nothing of {name}: no PARTITION rule in {module} has"
+    with pytest.raises(UserError, match=said):
+        partition_by_own_rules(network, params, SIZES)
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
@@ -76,9 +81,10 @@ def test_every_large_matrix_of_a_backbone_is_cut_both_ways(name):
     build, *inputs = NETWORKS[name]
     network = build(width=32)
     params = jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
-    specs = partition(params, rules_of(network), {"fsdp": 2, "tensor": 2})
-    leaves = zip(*map(jax.tree.leaves, (params["layers"], specs["layers"])), strict=True)
-    cut = {leaf.shape: spec for leaf, spec in leaves if leaf.ndim == 3}
+    specs = partition_by_own_rules(network, params, {"fsdp": 2, "tensor": 2})
+    named = zip(leaf_names(params), jax.tree.leaves(params), strict=True)
+    layers = [(n, leaf) for n, leaf in named if n.startswith("layers/") and leaf.ndim == 3]
+    cut = {leaf.shape: specs[name] for name, leaf in layers}
     assert len(cut) >= 4
     # SwiGLU's inner width of 85 is odd, and text has 6 channels here: both divide by 2 or not
     for sizes, spec in cut.items():
@@ -92,9 +98,10 @@ def cut_and_whole(network, *inputs):
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda l: jnp.asarray(0.2 * rng.normal(size=l.shape), l.dtype), shapes)
     mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
-    specs = partition(params["params"], rules_of(network), mesh.shape)
-    place = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-    laid = {"params": jax.device_put(params["params"], place)}
+    specs = partition_by_own_rules(network, params["params"], mesh.shape)
+    names, leaves, tree = leaf_names(params["params"]), *jax.tree.flatten(params["params"])
+    place = [NamedSharding(mesh, specs.get(name, PartitionSpec())) for name in names]
+    laid = {"params": jax.tree.unflatten(tree, jax.device_put(leaves, place))}
     pieces = [leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(laid)]
     whole = [leaf.size for leaf in jax.tree.leaves(laid)]
     apply = jax.jit(network.apply)

@@ -30,6 +30,7 @@ def curves(devices):
         "1": losses(devices=devices[:1])[0],
         "4": losses(devices=devices[:4])[0],
         "8": losses(devices=devices)[0],
+        "8 = 2 x 4": losses(devices=devices, fsdp=4)[0],
         "4 accumulated": losses(devices=devices[:4], fsdp=2, accumulate=2)[0],
         "4 pmap": losses(devices=devices[:4], mode="pmap")[0],
         "4 pmap accumulated": losses(devices=devices[:4], mode="pmap", accumulate=2)[0],
@@ -37,7 +38,7 @@ def curves(devices):
 
 
 def resharded(directory, state, devices):
-    """Fingerprints of a state saved on 2 x 4 devices and restored on other meshes."""
+    """Fingerprints of a state saved on 2 x 2 x 2 devices and restored on other meshes."""
     checkpoints = Checkpoints(directory)
     checkpoints.save(state)
     checkpoints.close()
@@ -54,20 +55,16 @@ def resharded(directory, state, devices):
 
 
 def shares(state):
-    """Shapes of what one device holds of the two kernels of kind `first/kernel`."""
-    leaves = dict(zip(leaf_names(state), jax.tree.leaves(state), strict=True))
-    return {
-        name.split("/")[0]: list(leaf.addressable_shards[0].data.shape)
-        for name, leaf in leaves.items()
-        if name.endswith("first/kernel")
-    }
+    """Shapes of what one device holds of each leaf."""
+    leaves = zip(leaf_names(state), jax.tree.leaves(state), strict=True)
+    return {name: list(leaf.addressable_shards[0].data.shape) for name, leaf in leaves}
 
 
 def main(directory):
     devices = jax.devices()
-    rows, state = losses(devices=devices, fsdp=4)
+    rows, state = losses(devices=devices, fsdp=2, tensor=2)
     out = {
-        "curves": {**curves(devices), "8 = 2 x 4": rows},
+        "curves": {**curves(devices), "8 = 2 x 2 x 2": rows},
         "resharded": resharded(directory, state, devices),
         "shares": shares(state),
     }

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 
 from scorediff import commandline
 from scorediff.errors import UserError
@@ -71,11 +72,16 @@ def init_state(key, width=16):
     return TrainState.create(init_params(key, width), OPTIMIZER, EMA)
 
 
-def assemble(devices=None, fsdp=1, accumulate=1, mode="jit", width=16):
+def partition(params, sizes):
+    """What a network's own rules would say: of `second` nothing."""
+    return {"first/kernel": PartitionSpec("fsdp", "tensor")}
+
+
+def assemble(devices=None, fsdp=1, tensor=1, accumulate=1, mode="jit", width=16):
     """(abstract state, fresh state, compiled step)."""
-    mesh = make_mesh(fsdp=fsdp, devices=devices)
+    mesh = make_mesh(fsdp=fsdp, tensor=tensor, devices=devices)
     init = lambda key: init_state(key, width)  # noqa: E731
-    abstract = abstract_state(init, mesh)
+    abstract = abstract_state(init, mesh, partition)
     axis = PMAP_AXIS if mode == "pmap" else None
     step = make_step(loss_fn, OPTIMIZER, EMA, accumulate=accumulate, axis_name=axis)
     compiled = compile_step(step, mesh, abstract, mode=mode)

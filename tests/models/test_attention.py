@@ -1,5 +1,6 @@
 """Self-attention against NumPy, and the choice of its kernel."""
 
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from scorediff.errors import UserError
+from scorediff.models import attention
 from scorediff.models.attention import SelfAttention, attend, choose_kernel
 
 
@@ -75,6 +77,36 @@ def test_the_plain_kernel_equals_jaxs_own(dtype, atol):
     ours, jaxs = (attend(q, k, v, kernel, bias=bias, mask=mask) for kernel in ("plain", "xla"))
     assert ours.dtype == q.dtype
     np.testing.assert_allclose(ours.astype("float32"), jaxs.astype("float32"), atol=atol)
+
+
+@pytest.mark.parametrize("heads_of_bias", [None, 1, 3])
+def test_one_head_after_another_gives_the_same_values_and_derivatives(heads_of_bias, monkeypatch):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        q, k, v = (jnp.asarray(rng.normal(size=(2, n, 3, 4))) for n in (5, 7, 7))
+        bias = heads_of_bias and jnp.asarray(rng.normal(size=(1, heads_of_bias, 5, 7)))
+        mask = jnp.asarray(rng.random((2, 1, 1, 7)) < 0.7).at[..., 0].set(True)
+
+        def derivatives():
+            f = functools.partial(attend, kernel="plain", bias=bias, mask=mask)
+            y, back = jax.vjp(f, q, k, v)
+            return (
+                y,
+                back(jnp.cos(y)),
+                jax.jvp(f, (q, k, v), (k[:, :5], k, q[:, [0, 1, 2, 3, 4, 0, 1]])),
+            )
+
+        at_once = derivatives()
+        monkeypatch.setattr(attention, "CACHED", 0)
+        by_head = derivatives()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), at_once, by_head)
+
+
+def test_one_head_after_another_keeps_no_logits(monkeypatch):
+    monkeypatch.setattr(attention, "CACHED", 0)
+    q = jnp.ones((1, 64, 2, 2))
+    _, back = jax.vjp(lambda q: attend(q, q, q, "plain"), q)
+    assert max(leaf.size for leaf in jax.tree.leaves(back)) <= q.size
 
 
 def gpu(capability):

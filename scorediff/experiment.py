@@ -15,9 +15,7 @@ A config has these fields; configs/digits.py is the one to read:
 """
 
 import functools
-import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,17 +26,18 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from scorediff.config import build, describe_node, to_json, words
+from scorediff.config import build, to_json
 from scorediff.data.pipeline import Pipeline
 from scorediff.diffusion import Denoiser, DenoisingLoss
 from scorediff.diffusion.target import check_determined
 from scorediff.errors import UserError
 from scorediff.evaluation import pictures
 from scorediff.evaluation.evaluators import Evaluator, Run
-from scorediff.evaluation.generate import Generator, Sampling, save_samples
-from scorediff.evaluation.result import Result, append_result, git_revision, hash_json
-from scorediff.solvers import StepTable
-from scorediff.solvers.sample import Solver
+from scorediff.evaluation.generate import Generator, Samples, Sampling, save_samples
+from scorediff.evaluation.protocol import origin, sampled
+from scorediff.evaluation.result import Result, append_result
+from scorediff.solvers import program as programs
+from scorediff.solvers.program import Program
 from scorediff.training import mesh as meshes
 from scorediff.training.checkpoint import Checkpoints
 from scorediff.training.ema import EMAProfile
@@ -59,8 +58,6 @@ FIELDS = {
     *("name", "seed", "data", "denoiser", "loss", "optimizer", "ema", "train"),
     *("solver", "compare", "sampling", "evaluation"),
 }
-# Of `sampling`: what a result must say beside solver, grid and guidance scale.
-RULES = ("guidance", "guidance_interval", "threshold", "corrector", "noise", "t_start", "t_end")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +114,7 @@ class Experiment:
         """Of one x0."""
         return tuple(self.config.data.shape)
 
-    def solvers(self) -> Iterator[tuple[ConfigDict, Solver]]:
+    def solvers(self) -> Iterator[tuple[ConfigDict, Callable]]:
         """The nodes and solvers to measure, the config's own first."""
         yield self.config.solver, self._build("solver")
         for name in self.config.compare:
@@ -151,16 +148,17 @@ class Experiment:
             axis_name=PMAP_AXIS if self.plan.mode == "pmap" else None,
         )
 
-    def run(self, params: Params, solver: Solver) -> Run:
+    def run(self, params: Params, solver: Callable) -> Run:
         """Parameters with one solver, ready to be sampled and measured."""
-        return Run(self.generator, params, self.table(solver))
+        return Run(self.generator, params, self.program(solver))
 
-    def table(self, solver: Solver) -> StepTable:
-        """The solver's table, at whose times the model's predictions determine x0_hat."""
+    def program(self, solver: Callable) -> Program:
+        """What a solver runs, at whose times the model's predictions determine x0_hat."""
         process, target = self.denoiser.process, self.denoiser.target
-        table = self.sampling.table(solver, process)
-        check_determined("config.denoiser.target", process, target, table.t[:-1])
-        return table
+        program = self.sampling.program(solver, process)
+        check_determined("config.denoiser.target", process, target, programs.times(program))
+        self.generator.check(program)
+        return program
 
     def check_data(self) -> None:
         """UserError where the data set's examples do not fit the config's shape."""
@@ -182,7 +180,7 @@ class Experiment:
         if self.config.evaluation is not None or self.plan.sample_every or self.plan.evaluate_every:
             _ = self.evaluator
         for _, solver in self.solvers():
-            self.table(solver)
+            self.program(solver)
 
 
 def train(experiment: Experiment, workdir: str | Path) -> None:
@@ -261,14 +259,14 @@ def load(experiment: Experiment, workdir: str | Path) -> tuple[Params, int]:
     return read_params(checkpoints, abstract, profile=experiment.sampling.ema)
 
 
-def sample(experiment: Experiment, workdir: str | Path, *, n: int, seed: int, out: Path) -> float:
-    """Draw n samples of a trained run into the npz file `out`; returns the NFE of each."""
+def sample(experiment: Experiment, workdir: str | Path, *, n: int, seed: int, out: Path) -> Samples:
+    """Draw n samples of a trained run into the npz file `out`."""
     params, _ = load(experiment, workdir)
     _, solver = next(experiment.solvers())
     run = experiment.run(params, solver)
     samples = run.draw(n, seed)
     save_samples(out, samples)
-    return samples.nfe
+    return samples
 
 
 def evaluate(experiment: Experiment, workdir: str | Path) -> list[Result]:
@@ -278,7 +276,11 @@ def evaluate(experiment: Experiment, workdir: str | Path) -> list[Result]:
     results = []
     for node, solver in experiment.solvers():
         run = experiment.run(params, solver)
-        result = _result(experiment, node, run, step)
+        result = Result(
+            **origin(experiment.config, step),
+            **sampled(experiment.config, node, run.program),
+            **experiment.evaluator.measure(run)._asdict(),
+        )
         append_result(folder.path / "results.jsonl", result)
         results.append(result)
         if len(results) == 1:
@@ -292,24 +294,3 @@ def draw_loss(folder: Workdir) -> None:
     if rows:
         steps, losses = zip(*((row["step"], row["loss"]) for row in rows), strict=True)
         pictures.loss_curve(folder.path / "loss.png", steps, losses)
-
-
-def _result(experiment: Experiment, node: ConfigDict, run: Run, step: int) -> Result:
-    measured = experiment.evaluator.measure(run)
-    solver, arguments = describe_node(node)
-    sampling = experiment.config.sampling
-    text = to_json(experiment.config)
-    return Result(
-        name=experiment.config.name,
-        config_hash=hash_json(json.loads(text)),
-        revision=git_revision(),
-        step=step,
-        ema=experiment.sampling.ema or "none",
-        solver=solver,
-        solver_args={k: str(v) if v == math.inf else words(v) for k, v in arguments.items()},
-        grid=words(sampling.grid),
-        rules={name: str(words(sampling[name])) for name in RULES if name in sampling},
-        rows=run.table.nfe,
-        guidance_scale=experiment.sampling.guidance_scale,
-        **measured._asdict(),
-    )

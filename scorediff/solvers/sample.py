@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
 
 Trace = Callable[[Evaluation], Any]
 Adjust = Callable[[Point, Key], Array]
-Solver = Callable[[Grid], StepTable]
+Solver = Callable[[Grid], StepTable]  # what else samples: `program`
 
 
 def sample_keys(key: Key, indices: Array) -> Key:
@@ -62,7 +62,11 @@ def sample_prior(table: StepTable, keys: Key, shape: tuple[int, ...]) -> Array:
 
     The data's share alpha x0 of the true marginal is left out, as is usual: alpha is small there.
     """
-    _, sigma = marginal_before(table)
+    return prior_noise(marginal_before(table)[1], keys, shape)
+
+
+def prior_noise(sigma: float | Array, keys: Key, shape: tuple[int, ...]) -> Array:
+    """The samples' own draws of N(0, sigma^2), [b, *shape] float32."""
     draw = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))
     return jnp.asarray(sigma, jnp.float32) * draw(stream_of(keys, _PRIOR))
 

@@ -43,7 +43,7 @@ def exact_run(params=1.0, *, process=PROCESS, distribution=POINTS, classes=CLASS
         sampling=Sampling(batch_size=500, **options),
     )
     grid = karras if process is PROCESS else uniform
-    table = Sampling(grid=grid, nfe=99).table(heun, process)
+    table = Sampling(grid=grid, nfe=99).program(heun, process)
     return Run(generate, jnp.float32(params), table)
 
 

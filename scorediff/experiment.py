@@ -86,6 +86,11 @@ class Experiment:
 
     @functools.cached_property
     def pipeline(self) -> Pipeline:
+        if "pipeline" not in self.config.data:
+            raise UserError(
+                "config.data has no pipeline, so this run has no data set, as one that was "
+                "converted; give --config=FILE, a config that has one"
+            )
         return self._build("data", "pipeline")
 
     @functools.cached_property

@@ -78,6 +78,17 @@ MEANINGS = {
         "How probable the samples are under the exact distribution, on average, in nats. Above the "
         "floor they are too typical, below it some are where nothing should be.",
     ),
+    "bits_per_dim": Meaning(
+        "Bits per dimension",
+        "lower is better",
+        "How many bits the model needs for each number of a real example it has not made: minus "
+        "the logarithm of its probability, or of its density where data are real numbers.",
+    ),
+    "standard_error": Meaning(
+        "Standard error",
+        "",
+        "How far the mean over these examples may be from the mean over all, typically.",
+    ),
     "coverage": Meaning(
         "Coverage",
         "higher is better",

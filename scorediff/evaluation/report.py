@@ -212,7 +212,8 @@ def _numbers(results: Sequence[Result]) -> Iterator[str]:
         "which is what sampling costs; guidance takes two a row of the solver. Guidance pushes "
         "samples towards their class.</p>"
     )
-    held_out = results[-1].floor.get("frechet_test")
+    floors = [r.floor["frechet_test"] for r in results if "frechet_test" in r.floor]
+    held_out = floors[-1] if floors else None
     if held_out:
         said = f"Held-out real images in the place of samples have Frechet distance {held_out}: "
         said += "the feature network has seen the training images and not these."

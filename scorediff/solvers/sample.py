@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from scorediff.counting import counted, measured, record
 from scorediff.diffusion.process import Process
 from scorediff.errors import UserError
-from scorediff.solvers.grid import Grid, Spacing, make_grid
+from scorediff.solvers.grid import Grid, Spacing, make_grid, upward
 from scorediff.solvers.noise import NoiseSource, independent, stream_of
 from scorediff.solvers.spacing import logsnr
 from scorediff.solvers.table import HISTORY, NOISE, StepTable, marginal_before
@@ -192,7 +192,8 @@ class Sampler:
     """A solver, its spacing and a budget of network evaluations.
 
     `nfe` is an upper bound: the grid has the most steps whose table has no more rows than that
-    (Heun to data spends an odd number). The table's `nfe` is what is really spent.
+    (Heun to data spends an odd number). The table's `nfe` is what is really spent. With `climbs`
+    the table goes from t_end up to t_start, for likelihoods and inversion.
     """
 
     solver: Solver
@@ -201,10 +202,13 @@ class Sampler:
     to_data: bool = True
     t_start: float | None = None
     t_end: float | None = None
+    climbs: bool = False
 
     def __post_init__(self):
         if self.nfe < 1:
             raise ValueError(f"nfe must be at least 1, got {self.nfe}")
+        if self.climbs and self.to_data:
+            raise ValueError("a table that climbs cannot end at data: to_data must be False")
 
     def table(self, process: Process) -> StepTable:
         """The table within the budget."""
@@ -227,4 +231,4 @@ class Sampler:
             t_start=self.t_start,
             t_end=self.t_end,
         )
-        return self.solver(grid)
+        return self.solver(upward(grid) if self.climbs else grid)

@@ -34,7 +34,7 @@ from scorediff.errors import UserError
 from scorediff.evaluation import pictures
 from scorediff.evaluation.evaluators import Evaluator, Run
 from scorediff.evaluation.generate import Generator, Samples, Sampling, save_samples
-from scorediff.evaluation.protocol import origin, sampled
+from scorediff.evaluation.protocol import grid_of, origin, rules_of, solver_of
 from scorediff.evaluation.result import Result, append_result
 from scorediff.solvers import program as programs
 from scorediff.solvers.program import Program
@@ -283,7 +283,9 @@ def evaluate(experiment: Experiment, workdir: str | Path) -> list[Result]:
         run = experiment.run(params, solver)
         result = Result(
             **origin(experiment.config, step),
-            **sampled(experiment.config, node, run.program),
+            **solver_of(node, run.program),
+            **rules_of(experiment.config),
+            grid=grid_of(experiment.config, run.program),
             **experiment.evaluator.measure(run)._asdict(),
         )
         append_result(folder.path / "results.jsonl", result)

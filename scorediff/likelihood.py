@@ -2,20 +2,17 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
-from scorediff.config import words
 from scorediff.data.source import Source
 from scorediff.diffusion.target import check_determined
 from scorediff.errors import UserError, check_choice
 from scorediff.evaluation.density import Density, Protocol, climb
 from scorediff.evaluation.examples import Examples, read_examples
-from scorediff.evaluation.protocol import OWN_STEPS, origin, solver_of
+from scorediff.evaluation.protocol import grid_of, origin, solver_of
 from scorediff.evaluation.result import Result, Spread, append_result, hash_json
 from scorediff.experiment import Experiment, load
 from scorediff.solvers import program as programs
 from scorediff.solvers.dequantise import BitsPerDim
-from scorediff.solvers.program import Driver
 
 METHODS = ("ode", "elbo")
 
@@ -106,14 +103,10 @@ def _prepared(experiment: Experiment, density: Density, examples: Examples, meth
     check_determined("config.denoiser.target", process, target, programs.times(program))
     described = {
         **solver_of(experiment.config.solver, program),
-        "grid": _climbed(experiment, program),
+        "grid": grid_of(experiment.config, program),
     }
     rules = {**given, "divergence": density.protocol.trace(), **_ends(experiment)}
     return (lambda params: density.ode(params, program, examples)), described, rules
-
-
-def _climbed(experiment: Experiment, program: Any) -> str:
-    return OWN_STEPS if isinstance(program, Driver) else words(experiment.config.sampling.grid)
 
 
 def _ends(experiment: Experiment) -> dict[str, str]:

@@ -36,6 +36,7 @@ PARTS = {
     "pretrained": ("diffusion", "models", "interop"),
     "experiment": BELOW,
     "likelihood": (*BELOW, "experiment"),
+    "restoration": (*BELOW, "experiment", "likelihood"),
     "conversion": (*BELOW, "pretrained", "experiment"),
 }
 BANNED_MODULES = ("pickle", "cloudpickle", "dill", "torch", "tensorflow", "marshal", "shelve")

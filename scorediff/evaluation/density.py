@@ -12,9 +12,9 @@ Whole numbers become real ones by `solvers.dequantise`, and the bound has that b
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,9 @@ import numpy as np
 
 from scorediff.diffusion.process import Marginal, Process
 from scorediff.errors import UserError, check_choice
-from scorediff.evaluation.examples import Examples
+from scorediff.evaluation.examples import Batch, Examples, batches
 from scorediff.evaluation.generate import Sampling
-from scorediff.solvers import Sampler, StepTable, adaptive_ode, sample_keys
+from scorediff.solvers import Sampler, StepTable, adaptive_ode
 from scorediff.solvers import dequantise as dq
 from scorediff.solvers.elbo import check_logsnr, elbo
 from scorediff.solvers.likelihood import (
@@ -34,7 +34,6 @@ from scorediff.solvers.likelihood import (
     log_likelihood_adaptive,
 )
 from scorediff.solvers.program import Driver, is_adaptive, make_driver
-from scorediff.training.mesh import batch_sharding, make_mesh
 from scorediff.types import Array, Cond, DenoiseFn, Key, Params
 
 Route = Literal["uniform", "decoder"]
@@ -99,12 +98,6 @@ def climb(sampling: Sampling, solver: Callable, process: Process) -> StepTable |
     return table
 
 
-class _Batch(NamedTuple):
-    data: Array  # [b, *d]: whole numbers, or x0
-    keys: Key
-    cond: Cond
-
-
 @dataclass(frozen=True, kw_only=True)
 class Density:
     """A model whose likelihood is measured.
@@ -141,26 +134,17 @@ class Density:
         self, method: str, run: Callable, params: Params, program: Any, examples: Examples
     ) -> dq.BitsPerDim:
         compiled, found = jax.jit(run), []
-        for batch, size in self._batches(examples):
+        data = examples.x0 if examples.values is None else examples.values
+        how = {"seed": self.protocol.seed, "size": self.batch_size}
+        for batch, n in batches(data, examples.cond, **how):
             logp, nfe = compiled(params, program, batch)
             spent = np.broadcast_to(np.asarray(nfe, np.float64), logp.shape)
-            found.append((np.asarray(logp)[:size], spent[:size]))
+            found.append((np.asarray(logp)[:n], spent[:n]))
         logp, nfe = map(np.concatenate, zip(*found, strict=True))
         _check_finite(logp)
         offset = self._offset(program, examples.levels)
         dim = examples.x0[0].size
         return dq.bits_per_dim(logp, dim=dim, method=method, nfe=nfe.mean(), dequantisation=offset)
-
-    def _batches(self, examples: Examples) -> Iterator[tuple[_Batch, int]]:
-        """Equal batches, the last one filled up, and how many of each are to be kept."""
-        mesh, key = make_mesh(), jax.random.key(self.protocol.seed)
-        data = examples.x0 if examples.values is None else examples.values
-        size = -(-min(self.batch_size, len(data)) // mesh.size) * mesh.size
-        for start in range(0, len(data), size):
-            index = np.arange(start, start + size) % len(data)
-            cond = jax.tree.map(lambda leaf, at=index: leaf[at], examples.cond)
-            batch = _Batch(data[index], sample_keys(key, index), cond)
-            yield jax.device_put(batch, batch_sharding(mesh)), len(data) - start
 
     def _offset(self, program: StepTable | Driver | None, levels: int | None) -> dq.Dequantisation:
         if levels is None:
@@ -177,7 +161,7 @@ class Density:
         return Marginal(*(float(leaf[0]) for leaf in self.denoiser.process.host(np.array([t]))))
 
     def _ode(
-        self, params: Params, program: StepTable | Driver, batch: _Batch, *, levels: int | None
+        self, params: Params, program: StepTable | Driver, batch: Batch, *, levels: int | None
     ) -> tuple[Array, Array]:
         """log p [b] in nats and the evaluations made."""
         denoise, (data, keys, cond) = self.denoiser.bind(params), batch
@@ -196,7 +180,9 @@ class Density:
         bins = dq.decoder_logp(data, x0_hat, m.sigma / m.alpha, levels=levels)
         return found.logp + bins, found.nfe + 1
 
-    def _nats(self, denoise: DenoiseFn, program: StepTable | Driver, x: Array, keys: Key, cond):
+    def _nats(
+        self, denoise: DenoiseFn, program: StepTable | Driver, x: Array, keys: Key, cond: Cond
+    ):
         protocol, process = self.protocol, self.denoiser.process
         how = {"divergence": protocol.divergence, "probes": protocol.probes, "cond": cond}
         if isinstance(program, StepTable):
@@ -207,7 +193,7 @@ class Density:
             denoise, process, x, keys=keys, **ends, **own, **program.tolerances, **how
         )
 
-    def _elbo(self, params: Params, _: None, batch: _Batch, *, levels: int) -> tuple[Array, Array]:
+    def _elbo(self, params: Params, _: None, batch: Batch, *, levels: int) -> tuple[Array, Array]:
         found = elbo(
             self.denoiser.bind(params),
             self.denoiser.process,

@@ -2,16 +2,20 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from scorediff.data.pipeline import load_all
 from scorediff.data.source import Source
 from scorediff.data.transforms import as_x0, to_unit_range
 from scorediff.errors import UserError
-from scorediff.types import Cond
+from scorediff.solvers import sample_keys
+from scorediff.training.mesh import batch_sharding, make_mesh
+from scorediff.types import Array, Cond, Key
 
 INTEGERS = "iu"
 
@@ -27,6 +31,28 @@ class Examples(NamedTuple):
     cond: Cond
     values: np.ndarray | None
     levels: int | None
+
+
+class Batch(NamedTuple):
+    """Examples [b, *d] with their keys [b] and conditions."""
+
+    data: Array
+    keys: Key
+    cond: Cond
+
+
+def batches(data: np.ndarray, cond: Cond, *, seed: int, size: int) -> Iterator[tuple[Batch, int]]:
+    """Equal batches of data [n, *d], on all devices, and how many of each are to be kept.
+
+    The last one is filled up from the start; example i has the key (seed, i) in every batch.
+    """
+    mesh, key, n = make_mesh(), jax.random.key(seed), len(data)
+    size = -(-min(size, n) // mesh.size) * mesh.size
+    for start in range(0, n, size):
+        index = np.arange(start, start + size) % n
+        some = jax.tree.map(operator.itemgetter(index), cond)
+        batch = Batch(data[index], sample_keys(key, index), some)
+        yield jax.device_put(batch, batch_sharding(mesh)), n - start
 
 
 def read_examples(

@@ -202,7 +202,7 @@ class Generator:
                 (sample_keys(key, index), self.cond(index)), batch_sharding(mesh)
             )
             out = self._run(params, program, keys, cond)
-            drawn.append(_kept(out, n - start))
+            drawn.append(kept(out, n - start))
         x0, nfe = map(np.concatenate, zip(*drawn, strict=True))
         low, high = float(nfe.min()), float(nfe.max())
         spread = None if low == high else (low, high)
@@ -239,7 +239,7 @@ class Generator:
         )
 
 
-def _kept(out: Outcome | Adaptive, n: int) -> tuple[np.ndarray, np.ndarray]:
+def kept(out: Outcome | Adaptive, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The first n samples and the evaluations of each; UserError if one did not arrive."""
     if isinstance(out, Adaptive):
         out = Adaptive(*(np.asarray(leaf)[:n] for leaf in out))

@@ -31,7 +31,7 @@ def origin(config: ConfigDict, step: int) -> dict[str, Any]:
 
 
 def solver_of(node: ConfigDict, program: Program) -> dict[str, Any]:
-    """The solver in words, with the grid and the number of rows where it has them."""
+    """The solver in words, with the number of rows where that is known before."""
     name, arguments = describe_node(node)
     adaptive = isinstance(program, Driver)
     own = {k: v for k, v in arguments.items() if not (adaptive and k in programs.ENDS)}
@@ -42,12 +42,15 @@ def solver_of(node: ConfigDict, program: Program) -> dict[str, Any]:
     }
 
 
-def sampled(config: ConfigDict, node: ConfigDict, program: Program) -> dict[str, Any]:
-    """How samples were drawn: solver, grid, guidance and the other rules of `Sampling`."""
+def grid_of(config: ConfigDict, program: Any) -> str:
+    """The grid in words."""
+    return OWN_STEPS if isinstance(program, Driver) else words(config.sampling.grid)
+
+
+def rules_of(config: ConfigDict) -> dict[str, Any]:
+    """Guidance, and the other rules of `Sampling`."""
     sampling = config.sampling
     return {
-        **solver_of(node, program),
-        "grid": OWN_STEPS if isinstance(program, Driver) else words(sampling.grid),
         "rules": {name: str(words(sampling[name])) for name in RULES if name in sampling},
         "guidance_scale": sampling.guidance_scale,
     }

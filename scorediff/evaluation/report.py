@@ -36,6 +36,10 @@ PICTURES = {
         "Samples above the training image most like each. Alike is expected; identical pairs would "
         "mean that the model copies.",
     ),
+    "restored.png": (
+        "Restored",
+        "Real images above what was left of them, and what the model made of that.",
+    ),
     "mixture.png": ("Samples of the model and of the exact distribution", ""),
     "score_error.png": (
         "Error by noise level",

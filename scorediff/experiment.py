@@ -15,6 +15,7 @@ A config has these fields; configs/digits.py is the one to read:
 """
 
 import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +28,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from scorediff.config import build, to_json
+from scorediff.configfile import load_run
 from scorediff.data.pipeline import Pipeline
 from scorediff.diffusion import Denoiser, DenoisingLoss
 from scorediff.diffusion.target import check_determined
 from scorediff.errors import UserError
 from scorediff.evaluation import pictures
 from scorediff.evaluation.evaluators import Evaluator, Run
-from scorediff.evaluation.generate import Generator, Samples, Sampling, save_samples
+from scorediff.evaluation.generate import Generator, Samples, Sampling, Weak, save_samples
 from scorediff.evaluation.protocol import grid_of, origin, rules_of, solver_of
 from scorediff.evaluation.result import Result, append_result
 from scorediff.solvers import program as programs
@@ -41,7 +43,6 @@ from scorediff.solvers.program import Program
 from scorediff.training import mesh as meshes
 from scorediff.training.checkpoint import Checkpoints
 from scorediff.training.ema import EMAProfile
-from scorediff.training.files import JsonLines
 from scorediff.training.hooks import Every, Hook, LogMetrics
 from scorediff.training.loop import fit
 from scorediff.training.metrics import MetricLog
@@ -132,7 +133,22 @@ class Experiment:
             shape=self.shape,
             null_cond=self.loss.null_cond,
             sampling=self.sampling,
+            weak=self.weak,
         )
+
+    @functools.cached_property
+    def weak(self) -> Weak | None:
+        """The model that guidance moves away from: what its own run samples from."""
+        folder = self.sampling.weak
+        if folder is None:
+            return None
+        other = Experiment(config=load_run(folder, None), packages=self.packages)
+        for name in ("shape", "denoiser.process", "loss.null_cond"):
+            mine, theirs = (operator.attrgetter(name)(one) for one in (self, other))
+            if mine != theirs:
+                raise UserError(f"config.sampling.weak: {folder} has {name} {theirs}, not {mine}")
+        params, step = load(other, folder)
+        return Weak(other.denoiser, params, f"{folder} at step {step}, EMA {other.sampling.ema}")
 
     def init_params(self, key: Key) -> Params:
         """Initial parameters of the network."""
@@ -223,7 +239,7 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
         patience=plan.patience,
         progress=Progress(plan.steps),
     )
-    draw_loss(folder)
+    pictures.draw_loss(folder)
 
 
 def _batches(pipeline: Pipeline):
@@ -284,7 +300,7 @@ def evaluate(experiment: Experiment, workdir: str | Path) -> list[Result]:
         result = Result(
             **origin(experiment.config, step),
             **solver_of(node, run.program),
-            **rules_of(experiment.config),
+            **rules_of(experiment.config, experiment.weak),
             grid=grid_of(experiment.config, run.program),
             **experiment.evaluator.measure(run)._asdict(),
         )
@@ -293,11 +309,3 @@ def evaluate(experiment: Experiment, workdir: str | Path) -> list[Result]:
         if len(results) == 1:
             experiment.evaluator.draw(run, folder.path)
     return results
-
-
-def draw_loss(folder: Workdir) -> None:
-    """Write loss.png from the metrics of a run."""
-    rows = [row for row in JsonLines(folder.metrics).rows() if row.get("loss") is not None]
-    if rows:
-        steps, losses = zip(*((row["step"], row["loss"]) for row in rows), strict=True)
-        pictures.loss_curve(folder.path / "loss.png", steps, losses)

@@ -114,7 +114,7 @@ def _described(
 ) -> dict:
     """Solver, grid, guidance, and what was asked for, as fields of a `Result`."""
     config, program = experiment.config, restorer.program
-    described = rules_of(config) | {"grid": grid_of(config, program)}
+    described = rules_of(config, experiment.weak) | {"grid": grid_of(config, program)}
     if isinstance(program, Grid):
         described |= {"solver": request.method, "solver_args": {}, "rows": restorer.rows}
     else:

@@ -40,6 +40,8 @@ class Sampling:
       tolerance instead of the first two.
     guidance: a rule of `diffusion.guidance`, called as guidance(denoise, null_cond=..., scale=...),
       and with process=... where it asks for that. guidance_scale: 1 is off.
+    weak: the folder of a run whose model a rule like `autoguidance` moves away from; None: no rule
+      that asks for one.
     guidance_interval: the noise levels sigma/alpha between which guidance acts; None: everywhere.
     threshold: keeps guided estimates in the data's range (`diffusion.clipping`); None: nothing.
     corrector: `solvers.corrector.langevin`, called before each row; None: no corrector.
@@ -54,6 +56,7 @@ class Sampling:
     t_end: float | None = None
     guidance: Callable[..., DenoiseFn] = classifier_free
     guidance_scale: float = 1.0
+    weak: str | None = None
     guidance_interval: tuple[float, float] | None = None
     threshold: Callable[[DenoiseFn], DenoiseFn] | None = None
     corrector: Callable[..., Adjust] | None = None
@@ -65,6 +68,11 @@ class Sampling:
         for name in ("nfe", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.weak is not None and "weak" not in inspect.signature(self.guidance).parameters:
+            raise UserError(
+                f"weak={self.weak!r} has no effect: this guidance compares with no other model; "
+                "set guidance=autoguidance"
+            )
 
     def program(self, solver: Callable, process: Process) -> Program:
         """One solver on this grid, within the budget; an adaptive one between the same ends."""
@@ -81,11 +89,18 @@ class Sampling:
             check_path(made.large if learned else made)
         return made
 
-    def guide(self, denoise: DenoiseFn, process: Process, null_cond: NullCond) -> DenoiseFn:
+    def guide(
+        self,
+        denoise: DenoiseFn,
+        process: Process,
+        null_cond: NullCond,
+        weak: DenoiseFn | None = None,
+    ) -> DenoiseFn:
         """`denoise` with guidance and threshold around it."""
         guided = denoise
-        if null_cond:
+        if null_cond or weak is not None:
             given = {"null_cond": null_cond, "scale": self.guidance_scale, "process": process}
+            given |= {} if weak is None else {"weak": weak}
             guided = self.guidance(denoise, **self._asked(given))
         if self.guidance_interval is not None:
             if guided is denoise:
@@ -117,10 +132,10 @@ class Sampling:
         arguments = list(inspect.signature(self.guidance).parameters.values())[1:]
         lacking = [a.name for a in arguments if a.default is a.empty and a.name not in given]
         if lacking:
-            raise UserError(
-                f"guidance needs {', '.join(lacking)}, which a config cannot give: bind them, or "
-                "wrap the denoiser in Python"
-            )
+            how = "which a config cannot give: bind them, or wrap the denoiser in Python"
+            if lacking == ["weak"]:
+                how = "another model: name the folder of its run, config.sampling.weak"
+            raise UserError(f"guidance needs {', '.join(lacking)}, {how}")
         return {a.name: given[a.name] for a in arguments if a.name in given}
 
 
@@ -144,31 +159,47 @@ class Samples(NamedTuple):
         return f"{self.nfe:.1f} network evaluations each on average ({low:g} to {high:g})"
 
 
+class Weak(NamedTuple):
+    """Another trained model to move away from; `name` says which, for results."""
+
+    denoiser: Denoiser
+    params: Params
+    name: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Generator:
     """A denoiser, how it is sampled, and the shape of its samples.
 
     null_cond: the null condition of a class-conditional model, {"label": number of classes}; empty
-      for an unconditional one.
+      for an unconditional one. weak: the model of `sampling.weak`.
     """
 
     denoiser: Denoiser
     shape: tuple[int, ...]
     null_cond: Mapping[str, float]
     sampling: Sampling = Sampling()
+    weak: Weak | None = None
 
     def __post_init__(self):
-        if not self.null_cond and self.sampling.guidance_scale != 1:
+        if not self.null_cond and self.weak is None and self.sampling.guidance_scale != 1:
             raise UserError(
                 f"guidance scale {self.sampling.guidance_scale} needs a class-conditional model; "
                 "this one is unconditional"
             )
         self.denoise(None)  # rules that do not fit the process say so now
 
-    def denoise(self, params: Params) -> DenoiseFn:
+    @property
+    def weak_params(self) -> Params | None:
+        """Of the weak model: an argument of whatever is compiled, beside the model's own."""
+        return None if self.weak is None else self.weak.params
+
+    def denoise(self, params: Params, weak_params: Params | None = None) -> DenoiseFn:
         """The guided denoiser."""
-        bound = self.denoiser.bind(params)
-        return self.sampling.guide(bound, self.denoiser.process, self.null_cond)
+        bound, weak = self.denoiser.bind(params), None
+        if self.weak is not None:
+            weak = self.weak.denoiser.bind(self.weak_params if weak_params is None else weak_params)
+        return self.sampling.guide(bound, self.denoiser.process, self.null_cond, weak)
 
     def check(self, program: Program) -> None:
         """UserError where this model cannot be sampled with a program."""
@@ -201,7 +232,7 @@ class Generator:
             keys, cond = jax.device_put(
                 (sample_keys(key, index), self.cond(index)), batch_sharding(mesh)
             )
-            out = self._run(params, program, keys, cond)
+            out = self._run(params, self.weak_params, program, keys, cond)
             drawn.append(kept(out, n - start))
         x0, nfe = map(np.concatenate, zip(*drawn, strict=True))
         low, high = float(nfe.min()), float(nfe.max())
@@ -212,7 +243,7 @@ class Generator:
         """x_t at each evaluation of a table and the result, [nfe + 1, n, *shape]; for pictures."""
         index = np.arange(n)
         keys = sample_keys(jax.random.key(seed), index)
-        out = self._traced(params, table, keys, self.cond(index))
+        out = self._traced(params, self.weak_params, table, keys, self.cond(index))
         return np.concatenate([np.asarray(out.seen), np.asarray(out.x)[None]])
 
     @functools.cached_property
@@ -224,13 +255,20 @@ class Generator:
         return jax.jit(functools.partial(self._sample, trace=lambda at: at.x))
 
     def _sample(
-        self, params: Params, program: Program, keys: Key, cond: Cond, *, trace: Trace | None
+        self,
+        params: Params,
+        weak_params: Params | None,
+        program: Program,
+        keys: Key,
+        cond: Cond,
+        *,
+        trace: Trace | None,
     ) -> Outcome | Adaptive:
         x, noise = programs.prior(program, keys, self.shape), self.sampling.noise
         if isinstance(program, VarianceTables):
             denoise = self._denoise_variance(params)
             return run_learned_variance(denoise, program, x, keys=keys, cond=cond, noise=noise)
-        denoise, corrector = self.denoise(params), self.sampling.corrector
+        denoise, corrector = self.denoise(params, weak_params), self.sampling.corrector
         if isinstance(program, Driver):
             return program(denoise, x, cond=cond)
         adjust = None if corrector is None else corrector(denoise, cond=cond)

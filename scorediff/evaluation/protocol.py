@@ -7,7 +7,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from scorediff.config import describe_node, to_json, words
-from scorediff.evaluation.result import git_revision, hash_json
+from scorediff.evaluation.generate import Weak
+from scorediff.evaluation.result import AWAY, GUIDANCE, git_revision, hash_json
 from scorediff.solvers import program as programs
 from scorediff.solvers.program import Driver, Program
 
@@ -47,10 +48,12 @@ def grid_of(config: ConfigDict, program: Any) -> str:
     return OWN_STEPS if isinstance(program, Driver) else words(config.sampling.grid)
 
 
-def rules_of(config: ConfigDict) -> dict[str, Any]:
-    """Guidance, and the other rules of `Sampling`."""
+def rules_of(config: ConfigDict, weak: Weak | None) -> dict[str, Any]:
+    """Guidance, away from a weak model where there is one, and the other rules of `Sampling`."""
     sampling = config.sampling
+    rules = {name: str(words(sampling[name])) for name in RULES if name in sampling}
     return {
-        "rules": {name: str(words(sampling[name])) for name in RULES if name in sampling},
+        "rules": rules if weak is None else {**rules, "weak": weak.name},
         "guidance_scale": sampling.guidance_scale,
+        "guidance_convention": GUIDANCE if weak is None else AWAY,
     }

@@ -271,7 +271,7 @@ def restore(
     parts, spent = [], []
     size = setting.generator.sampling.batch_size
     for batch, n in batches(examples.x0, examples.cond, seed=seed, size=size):
-        *arrays, out = compiled(params, batch)
+        *arrays, out = compiled(params, setting.generator.weak_params, batch)
         x, nfe = kept(out, n)
         measured, missed = (np.asarray(leaf)[:n] for leaf in arrays)
         parts.append((np.asarray(batch.data)[:n], measured, x, missed))
@@ -281,9 +281,11 @@ def restore(
     )
 
 
-def _degrade_and_restore(setting: Setting, restorer: Restorer, params: Params, batch: Batch):
+def _degrade_and_restore(
+    setting: Setting, restorer: Restorer, params: Params, weak_params: Params | None, batch: Batch
+):
     """(A^+ y, y - A x, outcome)."""
-    operator, denoise = setting.operator, setting.generator.denoise(params)
+    operator, denoise = setting.operator, setting.generator.denoise(params, weak_params)
     y = operator.forward(batch.data)
     noise = operator.data(operator.data_coordinates(normal(stream_of(batch.keys, _MEASUREMENT), y)))
     y = y + setting.noise_std * noise

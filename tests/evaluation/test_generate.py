@@ -14,7 +14,7 @@ from scorediff.diffusion import target as targets
 from scorediff.diffusion.clipping import clipped
 from scorediff.diffusion.guidance import autoguidance, composed, rescaled
 from scorediff.errors import UserError
-from scorediff.evaluation.generate import Generator, Sampling
+from scorediff.evaluation.generate import Generator, Sampling, Weak
 from scorediff.solvers import ancestral, brownian_path, dpm_adaptive, learned_variance
 from scorediff.solvers.corrector import langevin
 
@@ -137,3 +137,28 @@ def test_a_model_without_variances_is_refused():
     program = generate.sampling.program(learned_variance, VPLinear())
     with pytest.raises(UserError, match="learned_variance=True"):
         generate.check(program)
+
+
+def test_autoguidance_moves_away_from_the_weak_model_at_twice_the_cost():
+    weak_bed, process = Gaussian(mean=(0.0, 0.0), stds=(1.0, 1.0)), VPLinear()
+    model = SimpleNamespace(process=process, bind=lambda params: BED.denoiser(process))
+    other = SimpleNamespace(process=process, bind=lambda params: weak_bed.denoiser(process))
+    sampling = Sampling(
+        guidance=autoguidance, weak="runs/weak", guidance_scale=3.0, nfe=4, batch_size=2
+    )
+    generate = Generator(
+        denoiser=model,
+        shape=(2,),
+        null_cond={},  # it needs no condition
+        sampling=sampling,
+        weak=Weak(other, {}, "runs/weak at step 1"),
+    )
+    x, t = jnp.array([[0.4, -1.0]]), jnp.asarray(0.5)
+    strong, weak = (bed.denoiser(process)(x, t) for bed in (BED, weak_bed))
+    np.testing.assert_allclose(generate.denoise({})(x, t), weak + 3 * (strong - weak), rtol=1e-5)
+    assert generate({}, sampling.program(ancestral, process), 2, seed=0).nfe == 8
+
+
+def test_a_weak_model_that_no_rule_asks_for_is_refused():
+    with pytest.raises(UserError, match="set guidance=autoguidance"):
+        Sampling(weak="runs/weak", guidance_scale=2.0)

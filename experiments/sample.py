@@ -31,8 +31,8 @@ def main(argv: Sequence[str]) -> None:
     config = load_run(args.workdir, args.config, overrides, packages=args.trust)
     wired = experiment.Experiment(config=config, packages=tuple(args.trust))
     out = Path(args.out or Path(args.workdir) / "samples.npz")
-    nfe = experiment.sample(wired, args.workdir, n=args.n, seed=args.seed, out=out)
-    print(f"{args.n} samples at {nfe:g} network evaluations each: {out}")
+    samples = experiment.sample(wired, args.workdir, n=args.n, seed=args.seed, out=out)
+    print(f"{args.n} samples at {samples.spent()}: {out}")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,8 @@ A config has these fields; configs/digits.py is the one to read:
 """
 
 import functools
-import json
-import math
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,22 +28,23 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
-from scorediff.config import build, describe_node, to_json, words
+from scorediff.config import build, to_json
+from scorediff.configfile import load_run
 from scorediff.data.pipeline import Pipeline
 from scorediff.diffusion import Denoiser, DenoisingLoss
 from scorediff.diffusion.target import check_determined
 from scorediff.errors import UserError
 from scorediff.evaluation import pictures
 from scorediff.evaluation.evaluators import Evaluator, Run
-from scorediff.evaluation.generate import Generator, Sampling, save_samples
-from scorediff.evaluation.result import Result, append_result, git_revision, hash_json
+from scorediff.evaluation.generate import Generator, Samples, Sampling, Weak, save_samples
+from scorediff.evaluation.protocol import grid_of, origin, rules_of, solver_of
+from scorediff.evaluation.result import Result, append_result
 from scorediff.models.partition import partition_by_own_rules
-from scorediff.solvers import StepTable
-from scorediff.solvers.sample import Solver
+from scorediff.solvers import program as programs
+from scorediff.solvers.program import Program
 from scorediff.training import mesh as meshes
 from scorediff.training.checkpoint import Checkpoints
 from scorediff.training.ema import EMAProfile
-from scorediff.training.files import JsonLines
 from scorediff.training.hooks import Every, Hook, LogMetrics
 from scorediff.training.loop import fit
 from scorediff.training.metrics import MetricLog
@@ -61,8 +61,6 @@ FIELDS = {
     *("name", "seed", "data", "denoiser", "loss", "optimizer", "ema", "train"),
     *("solver", "compare", "sampling", "evaluation"),
 }
-# Of `sampling`: what a result must say beside solver, grid and guidance scale.
-RULES = ("guidance", "guidance_interval", "threshold", "corrector", "noise", "t_start", "t_end")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +89,11 @@ class Experiment:
 
     @functools.cached_property
     def pipeline(self) -> Pipeline:
+        if "pipeline" not in self.config.data:
+            raise UserError(
+                "config.data has no pipeline, so this run has no data set, as one that was "
+                "converted; give --config=FILE, a config that has one"
+            )
         return self._build("data", "pipeline")
 
     @functools.cached_property
@@ -119,7 +122,7 @@ class Experiment:
         """Of one x0."""
         return tuple(self.config.data.shape)
 
-    def solvers(self) -> Iterator[tuple[ConfigDict, Solver]]:
+    def solvers(self) -> Iterator[tuple[ConfigDict, Callable]]:
         """The nodes and solvers to measure, the config's own first."""
         yield self.config.solver, self._build("solver")
         for name in self.config.compare:
@@ -132,7 +135,22 @@ class Experiment:
             shape=self.shape,
             null_cond=self.loss.null_cond,
             sampling=self.sampling,
+            weak=self.weak,
         )
+
+    @functools.cached_property
+    def weak(self) -> Weak | None:
+        """The model that guidance moves away from: what its own run samples from."""
+        folder = self.sampling.weak
+        if folder is None:
+            return None
+        other = Experiment(config=load_run(folder, None), packages=self.packages)
+        for name in ("shape", "denoiser.process", "loss.null_cond"):
+            mine, theirs = (operator.attrgetter(name)(one) for one in (self, other))
+            if mine != theirs:
+                raise UserError(f"config.sampling.weak: {folder} has {name} {theirs}, not {mine}")
+        params, step = load(other, folder)
+        return Weak(other.denoiser, params, f"{folder} at step {step}, EMA {other.sampling.ema}")
 
     def init_params(self, key: Key) -> Params:
         """Initial parameters of the network."""
@@ -158,16 +176,17 @@ class Experiment:
             axis_name=PMAP_AXIS if self.plan.mode == "pmap" else None,
         )
 
-    def run(self, params: Params, solver: Solver) -> Run:
+    def run(self, params: Params, solver: Callable) -> Run:
         """Parameters with one solver, ready to be sampled and measured."""
-        return Run(self.generator, params, self.table(solver))
+        return Run(self.generator, params, self.program(solver))
 
-    def table(self, solver: Solver) -> StepTable:
-        """The solver's table, at whose times the model's predictions determine x0_hat."""
+    def program(self, solver: Callable) -> Program:
+        """What a solver runs, at whose times the model's predictions determine x0_hat."""
         process, target = self.denoiser.process, self.denoiser.target
-        table = self.sampling.table(solver, process)
-        check_determined("config.denoiser.target", process, target, table.t[:-1])
-        return table
+        program = self.sampling.program(solver, process)
+        check_determined("config.denoiser.target", process, target, programs.times(program))
+        self.generator.check(program)
+        return program
 
     def check_data(self) -> None:
         """UserError where the data set's examples do not fit the config's shape."""
@@ -189,7 +208,7 @@ class Experiment:
         if self.config.evaluation is not None or self.plan.sample_every or self.plan.evaluate_every:
             _ = self.evaluator
         for _, solver in self.solvers():
-            self.table(solver)
+            self.program(solver)
 
 
 def train(experiment: Experiment, workdir: str | Path) -> None:
@@ -227,7 +246,7 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
         patience=plan.patience,
         progress=Progress(plan.steps),
     )
-    draw_loss(folder)
+    pictures.draw_loss(folder)
 
 
 def _batches(pipeline: Pipeline):
@@ -268,14 +287,14 @@ def load(experiment: Experiment, workdir: str | Path) -> tuple[Params, int]:
     return read_params(checkpoints, abstract, profile=experiment.sampling.ema)
 
 
-def sample(experiment: Experiment, workdir: str | Path, *, n: int, seed: int, out: Path) -> float:
-    """Draw n samples of a trained run into the npz file `out`; returns the NFE of each."""
+def sample(experiment: Experiment, workdir: str | Path, *, n: int, seed: int, out: Path) -> Samples:
+    """Draw n samples of a trained run into the npz file `out`."""
     params, _ = load(experiment, workdir)
     _, solver = next(experiment.solvers())
     run = experiment.run(params, solver)
     samples = run.draw(n, seed)
     save_samples(out, samples)
-    return samples.nfe
+    return samples
 
 
 def evaluate(experiment: Experiment, workdir: str | Path) -> list[Result]:
@@ -285,38 +304,15 @@ def evaluate(experiment: Experiment, workdir: str | Path) -> list[Result]:
     results = []
     for node, solver in experiment.solvers():
         run = experiment.run(params, solver)
-        result = _result(experiment, node, run, step)
+        result = Result(
+            **origin(experiment.config, step),
+            **solver_of(node, run.program),
+            **rules_of(experiment.config, experiment.weak),
+            grid=grid_of(experiment.config, run.program),
+            **experiment.evaluator.measure(run)._asdict(),
+        )
         append_result(folder.path / "results.jsonl", result)
         results.append(result)
         if len(results) == 1:
             experiment.evaluator.draw(run, folder.path)
     return results
-
-
-def draw_loss(folder: Workdir) -> None:
-    """Write loss.png from the metrics of a run."""
-    rows = [row for row in JsonLines(folder.metrics).rows() if row.get("loss") is not None]
-    if rows:
-        steps, losses = zip(*((row["step"], row["loss"]) for row in rows), strict=True)
-        pictures.loss_curve(folder.path / "loss.png", steps, losses)
-
-
-def _result(experiment: Experiment, node: ConfigDict, run: Run, step: int) -> Result:
-    measured = experiment.evaluator.measure(run)
-    solver, arguments = describe_node(node)
-    sampling = experiment.config.sampling
-    text = to_json(experiment.config)
-    return Result(
-        name=experiment.config.name,
-        config_hash=hash_json(json.loads(text)),
-        revision=git_revision(),
-        step=step,
-        ema=experiment.sampling.ema or "none",
-        solver=solver,
-        solver_args={k: str(v) if v == math.inf else words(v) for k, v in arguments.items()},
-        grid=words(sampling.grid),
-        rules={name: str(words(sampling[name])) for name in RULES if name in sampling},
-        rows=run.table.nfe,
-        guidance_scale=experiment.sampling.guidance_scale,
-        **measured._asdict(),
-    )

@@ -25,7 +25,7 @@ def test_everything_but_the_data_builds(path, variant):
     state = jax.eval_shape(experiment.init_state, jax.random.key(0))
     assert experiment.sampling.ema in state.ema
     for _, solver in experiment.solvers():
-        table = experiment.sampling.table(solver, experiment.denoiser.process)
+        table = experiment.sampling.program(solver, experiment.denoiser.process)
         assert 0 < table.nfe <= experiment.sampling.nfe
     assert config.evaluation is None or experiment.evaluator.samples > 1
     assert experiment.plan.steps > 0

@@ -23,6 +23,7 @@ GROUND = (
     "configfile",
     "commandline",
 )
+BELOW = ("diffusion", "models", "data", "training", "interop", "solvers", "evaluation")
 # Parts of scorediff and what each may import beside level 0 and itself (DESIGN, section 2).
 PARTS = {
     "diffusion": (),
@@ -33,11 +34,10 @@ PARTS = {
     "solvers": ("diffusion",),
     "evaluation": ("diffusion", "models", "data", "training", "solvers"),
     "pretrained": ("diffusion", "models", "interop"),
-    "experiment": ("diffusion", "models", "data", "training", "interop", "solvers", "evaluation"),
-    "conversion": (
-        *("diffusion", "models", "data", "training", "interop", "solvers", "evaluation"),
-        *("pretrained", "experiment"),
-    ),
+    "experiment": BELOW,
+    "likelihood": (*BELOW, "experiment"),
+    "restoration": (*BELOW, "experiment", "likelihood"),
+    "conversion": (*BELOW, "pretrained", "experiment"),
 }
 BANNED_MODULES = ("pickle", "cloudpickle", "dill", "torch", "tensorflow", "marshal", "shelve")
 BANNED_CALLS = ("eval", "exec", "__import__", "yaml.load", "yaml.unsafe_load", "yaml.full_load")

@@ -1,6 +1,6 @@
 """Evaluators: what a config names to have a run measured and drawn.
 
-An evaluator gets a `Run`, a generator with the parameters and the table of one solver, and gives
+An evaluator gets a `Run`, a generator with the parameters and the program of one solver, and gives
 numbers with their floor and reference, and pictures. `ImageQuality` is for labelled images with a
 real data set beside them, `PointQuality` for models of a distribution that is known exactly.
 """
@@ -37,6 +37,7 @@ from scorediff.evaluation.image_quality import (
 from scorediff.evaluation.neighbours import nearest
 from scorediff.evaluation.result import Spread, hash_json, spreads
 from scorediff.solvers import StepTable
+from scorediff.solvers.program import Program
 from scorediff.types import Array, Cond, Params
 
 GRID_ROWS, STRIP_SAMPLES = 8, 6
@@ -47,10 +48,10 @@ class Run(NamedTuple):
 
     generate: Generator
     params: Params
-    table: StepTable
+    program: Program
 
     def draw(self, n: int, seed: int) -> Samples:
-        return self.generate(self.params, self.table, n, seed=seed)
+        return self.generate(self.params, self.program, n, seed=seed)
 
 
 class Measurement(NamedTuple):
@@ -106,9 +107,10 @@ class ImageQuality:
         pictures.save_image(path, _grid(samples))
 
     def measure(self, run: Run) -> Measurement:
-        numbers = []
+        numbers, spent = [], []
         for seed in self.seeds:
             samples = run.draw(self.samples, seed)
+            spent.append(samples.nfe)
             numbers.append(
                 measure_samples(self._pixels(samples.x0), samples.labels, self._reference)
             )
@@ -119,15 +121,19 @@ class ImageQuality:
             reference_hash=self._reference.statistics.digest(),
             samples=self.samples,
             seeds=self.seeds,
-            nfe=samples.nfe,
+            nfe=float(np.mean(spent)),
         )
 
     def draw(self, run: Run, folder: Path) -> None:
         self.picture(run, folder / "samples.png")
-        states = run.generate.trajectory(run.params, run.table, STRIP_SAMPLES, seed=0)
-        strip = pictures.denoising_strip(pictures.from_unit(states), run.table.t.tolist())
-        pictures.save_image(folder / "strip.png", strip)
         pictures.save_image(folder / "neighbours.png", self._neighbours(run))
+        strip = folder / "strip.png"
+        if isinstance(run.program, StepTable):
+            states = run.generate.trajectory(run.params, run.program, STRIP_SAMPLES, seed=0)
+            times = run.program.t.tolist()
+            pictures.save_image(strip, pictures.denoising_strip(pictures.from_unit(states), times))
+        else:  # no rows to show; nor should the rows of an earlier solver stay
+            strip.unlink(missing_ok=True)
 
     def _neighbours(self, run: Run, n: int = 10) -> Image.Image:
         samples = run.draw(n, seed=1)
@@ -182,9 +188,10 @@ class PointQuality:
         pictures.scatter_picture(path, points, self._labelled(0)[0])
 
     def measure(self, run: Run) -> Measurement:
-        numbers, floor = [], []
+        numbers, floor, spent = [], [], []
         for seed in self.seeds:
             samples = run.draw(self.samples, seed)
+            spent.append(samples.nfe)
             numbers.append(self._quality(samples.x0, samples.labels))
             errors = dict(zip(self.levels, self.score_errors(run, seed), strict=True))
             numbers[-1] |= {f"score_error_at_logsnr_{k:g}": float(v) for k, v in errors.items()}
@@ -196,7 +203,7 @@ class PointQuality:
             reference_hash=hash_json(repr(self.distribution)),
             samples=self.samples,
             seeds=self.seeds,
-            nfe=samples.nfe,
+            nfe=float(np.mean(spent)),
         )
 
     def draw(self, run: Run, folder: Path) -> None:

@@ -78,6 +78,38 @@ MEANINGS = {
         "How probable the samples are under the exact distribution, on average, in nats. Above the "
         "floor they are too typical, below it some are where nothing should be.",
     ),
+    "bits_per_dim": Meaning(
+        "Bits per dimension",
+        "lower is better",
+        "How many bits the model needs for each number of a real example it has not made: minus "
+        "the logarithm of its probability, or of its density where data are real numbers.",
+    ),
+    "standard_error": Meaning(
+        "Standard error",
+        "",
+        "How far the mean over these examples may be from the mean over all, typically.",
+    ),
+    "rmse": Meaning(
+        "Error (RMS)",
+        "lower is better",
+        "The typical difference between a restored number and the original one. A model that draws "
+        "what could have been there is not expected to find what was.",
+    ),
+    "psnr": Meaning(
+        "PSNR",
+        "higher is better",
+        "The same in decibels below the range of an image, averaged over images.",
+    ),
+    "psnr_of_measured": Meaning(
+        "PSNR before",
+        "",
+        "The same of the simplest image that fits the measurement, before the model has seen it.",
+    ),
+    "inconsistency": Meaning(
+        "Inconsistency",
+        "about the noise of the measurement",
+        "What the restored image, degraded in the same way, differs by from the measurement.",
+    ),
     "coverage": Meaning(
         "Coverage",
         "higher is better",

@@ -13,7 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from scorediff.training.files import write_atomic
+from scorediff.training.files import JsonLines, write_atomic
+from scorediff.training.workdir import Workdir
 
 INK, PAPER, ACCENT, SECOND = "#1f2430", "#ffffff", "#2563c9", "#d9822b"
 TARGET = 64  # pixels an image should at least be wide on paper
@@ -147,6 +148,14 @@ def loss_curve(path: str | os.PathLike, steps: Sequence[int], losses: Sequence[f
     axis.set(xlabel="step", ylabel="loss")
     axis.legend(frameon=False)
     return _save_figure(path, figure)
+
+
+def draw_loss(folder: Workdir) -> None:
+    """Write loss.png from the metrics of a run."""
+    rows = [row for row in JsonLines(folder.metrics).rows() if row.get("loss") is not None]
+    if rows:
+        steps, losses = zip(*((row["step"], row["loss"]) for row in rows), strict=True)
+        loss_curve(folder.path / "loss.png", steps, losses)
 
 
 def scatter_picture(path: str | os.PathLike, samples: np.ndarray, exact: np.ndarray) -> Path:

@@ -36,6 +36,10 @@ PICTURES = {
         "Samples above the training image most like each. Alike is expected; identical pairs would "
         "mean that the model copies.",
     ),
+    "restored.png": (
+        "Restored",
+        "Real images above what was left of them, and what the model made of that.",
+    ),
     "mixture.png": ("Samples of the model and of the exact distribution", ""),
     "score_error.png": (
         "Error by noise level",
@@ -212,7 +216,8 @@ def _numbers(results: Sequence[Result]) -> Iterator[str]:
         "which is what sampling costs; guidance takes two a row of the solver. Guidance pushes "
         "samples towards their class.</p>"
     )
-    held_out = results[-1].floor.get("frechet_test")
+    floors = [r.floor["frechet_test"] for r in results if "frechet_test" in r.floor]
+    held_out = floors[-1] if floors else None
     if held_out:
         said = f"Held-out real images in the place of samples have Frechet distance {held_out}: "
         said += "the feature network has seen the training images and not these."

@@ -20,7 +20,8 @@ from scorediff.errors import StorageError
 from scorediff.training.files import storing
 
 GUIDANCE = "x0 = null + scale (conditional - null); scale 1 is off"
-AT_REST = ("classifier_free", "independent")  # rules that need no mention
+AWAY = "x0 = weak + scale (model - weak); scale 1 is off"
+AT_REST = ("classifier_free", "independent", "True")  # rules that need no mention
 
 
 def hash_json(value: Any) -> str:

@@ -30,17 +30,17 @@ _WORDS = {"true": True, "false": False, "none": None}
 
 def parse_solvers(text: str) -> dict[str, Solver]:
     """The solvers of a list like "ddim,dpmpp_multistep:order=3", by the text of each."""
-    return _parse("solver", text, known_solvers())
+    return parse("solver", text, known_solvers())
 
 
 def parse_spacings(text: str) -> dict[str, Spacing]:
     """The spacings of a list like "logsnr,karras:rho=5", by the text of each."""
-    return _parse("spacing", text, known_spacings())
+    return parse("spacing", text, known_spacings())
 
 
 def parse_processes(text: str) -> dict[str, Process]:
     """The processes of a list like "VPLinear,EDM:t_max=60", by the text of each."""
-    made = _parse("process", text, known_processes())
+    made = parse("process", text, known_processes())
     try:
         return {name: make() for name, make in made.items()}
     except (ValueError, TypeError) as error:
@@ -89,7 +89,8 @@ def known_processes() -> Mapping[str, Callable]:
     }
 
 
-def _parse(kind: str, text: str, known: Mapping[str, Callable]) -> dict[str, Callable]:
+def parse(kind: str, text: str, known: Mapping[str, Callable]) -> dict[str, Callable]:
+    """The functions of `known` that a list names, options bound, by the text of each."""
     items = [item.strip() for item in _BETWEEN.split(text) if item.strip()]
     if not items:
         raise UserError(f"no {kind} is named; there is {', '.join(known)}")

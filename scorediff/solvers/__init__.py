@@ -1,10 +1,12 @@
 """Grids, solvers as tables, and the one loop that runs them.
 
 What is no table has a module of its own: adaptive_ode, adaptive_dpm, learned_variance, likelihood,
-elbo, inverse.
+elbo, inverse. `program` is what tables and the first three of those have in common.
 """
 
 from scorediff.solvers.adams import deis, ipndm, lms, pndm
+from scorediff.solvers.adaptive_dpm import dpm_adaptive
+from scorediff.solvers.adaptive_ode import adaptive_ode
 from scorediff.solvers.ancestral_sde import (
     dpm2_ancestral,
     dpmpp_2s_ancestral,
@@ -15,6 +17,7 @@ from scorediff.solvers.ddim import ancestral, ddim
 from scorediff.solvers.dpm import dpm_multistep, dpmpp_multistep
 from scorediff.solvers.found import found
 from scorediff.solvers.grid import Grid, make_grid, upward
+from scorediff.solvers.learned_variance import learned_variance
 from scorediff.solvers.noise import brownian_path, independent
 from scorediff.solvers.restart import restart
 from scorediff.solvers.reverse_sde import (
@@ -49,6 +52,7 @@ __all__ = [
     "Grid",
     "Sampler",
     "StepTable",
+    "adaptive_ode",
     "ancestral",
     "beta",
     "brownian_path",
@@ -58,6 +62,7 @@ __all__ = [
     "discrete_ancestral",
     "dpm2",
     "dpm2_ancestral",
+    "dpm_adaptive",
     "dpm_multistep",
     "dpm_singlestep",
     "dpm_singlestep_mixed",
@@ -76,6 +81,7 @@ __all__ = [
     "ipndm",
     "karras",
     "leading",
+    "learned_variance",
     "linspace",
     "listed",
     "lms",

@@ -92,7 +92,7 @@ def diffusion_cost(
     """The diffusion term for x0 [b, *d] at `times` noise levels, in nats [b], and its NFE."""
     if times < 1:
         raise UserError(f"elbo: times must be at least 1, got {times}")
-    low, high = _logsnr_range(process)
+    low, high = check_logsnr(process)
     u = jax.vmap(lambda key: jax.random.uniform(key, (), x0.dtype))(stream_of(keys, _TIMES))
 
     def add(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -108,7 +108,8 @@ def diffusion_cost(
     return 0.5 * (high - low) * total / times, nfe
 
 
-def _logsnr_range(process: Process) -> tuple[float, float]:
+def check_logsnr(process: Process) -> tuple[float, float]:
+    """logSNR at t_max and t_min; UserError where one of them is infinite."""
     ends = process.host([process.t_max, process.t_min])
     if not (ends.alpha > 0).all() or not (ends.sigma > 0).all():
         raise UserError(

@@ -33,9 +33,14 @@ class VarianceTables(NamedTuple):
     small: StepTable
     large: StepTable
 
+    @property
+    def nfe(self) -> int:
+        """Network evaluations, one a row."""
+        return self.small.nfe
 
-def variance_tables(grid: Grid) -> VarianceTables:
-    """Ancestral steps on a grid."""
+
+def learned_variance(grid: Grid) -> VarianceTables:
+    """Ancestral steps on a grid, for a network that learned the variance of each."""
     return VarianceTables(ancestral(grid, variance="small"), ancestral(grid, variance="large"))
 
 

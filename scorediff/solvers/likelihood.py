@@ -26,7 +26,7 @@ import numpy as np
 
 from scorediff.diffusion.process import Process
 from scorediff.errors import UserError
-from scorediff.solvers.adaptive_ode import integrate, probability_flow
+from scorediff.solvers.adaptive_ode import Control, Pair, integrate, probability_flow
 from scorediff.solvers.noise import stream_of
 from scorediff.solvers.sample import run
 from scorediff.solvers.table import NOISE, StepTable
@@ -103,6 +103,10 @@ def log_likelihood_adaptive(
     t_end: float | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
+    solver: Pair = "dopri5",
+    control: Control = "standard",
+    coupled: bool = False,
+    max_evaluations: int = 10_000,
     divergence: Divergence = "exact",
     probes: int = 1,
     probe: Probe = "rademacher",
@@ -111,7 +115,8 @@ def log_likelihood_adaptive(
 ) -> Likelihood:
     """`log_likelihood` of x [b, *d] at t_start (t_min), integrated adaptively up to t_end (t_max).
 
-    rtol, atol: as in `adaptive_ode`; score_sde's own are 1e-5.
+    rtol, atol, solver, control, coupled, max_evaluations: as in `adaptive_ode`; score_sde's own
+    tolerances are 1e-5.
     """
     t_start = process.t_min if t_start is None else t_start
     t_end = process.t_max if t_end is None else t_end
@@ -129,7 +134,11 @@ def log_likelihood_adaptive(
         t_end=t_end,
         rtol=rtol,
         atol=atol,
+        solver=solver,
+        control=control,
+        coupled=coupled,
         cond=_Given(cond, vectors),
+        max_evaluations=max_evaluations,
     )
     return _unpack(out.x, out.nfe, x.shape, tuple(sigmas.tolist()), prior)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from scorediff.counting import counted, measured, record
 from scorediff.diffusion.process import Process
 from scorediff.errors import UserError
-from scorediff.solvers.grid import Grid, Spacing, make_grid
+from scorediff.solvers.grid import Grid, Spacing, make_grid, upward
 from scorediff.solvers.noise import NoiseSource, independent, stream_of
 from scorediff.solvers.spacing import logsnr
 from scorediff.solvers.table import NOISE, StepTable, marginal_before
@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
 
 Trace = Callable[[Evaluation], Any]
 Adjust = Callable[[Point, Key], Array]
-Solver = Callable[[Grid], StepTable]
+Solver = Callable[[Grid], StepTable]  # what else samples: `program`
 
 
 def sample_keys(key: Key, indices: Array) -> Key:
@@ -62,7 +62,11 @@ def sample_prior(table: StepTable, keys: Key, shape: tuple[int, ...]) -> Array:
 
     The data's share alpha x0 of the true marginal is left out, as is usual: alpha is small there.
     """
-    _, sigma = marginal_before(table)
+    return prior_noise(marginal_before(table)[1], keys, shape)
+
+
+def prior_noise(sigma: float | Array, keys: Key, shape: tuple[int, ...]) -> Array:
+    """The samples' own draws of N(0, sigma^2), [b, *shape] float32."""
     draw = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))
     return jnp.asarray(sigma, jnp.float32) * draw(stream_of(keys, _PRIOR))
 
@@ -188,7 +192,8 @@ class Sampler:
     """A solver, its spacing and a budget of network evaluations.
 
     `nfe` is an upper bound: the grid has the most steps whose table has no more rows than that
-    (Heun to data spends an odd number). The table's `nfe` is what is really spent.
+    (Heun to data spends an odd number). The table's `nfe` is what is really spent. With `climbs`
+    the table goes from t_end up to t_start, for likelihoods and inversion.
     """
 
     solver: Solver
@@ -197,10 +202,13 @@ class Sampler:
     to_data: bool = True
     t_start: float | None = None
     t_end: float | None = None
+    climbs: bool = False
 
     def __post_init__(self):
         if self.nfe < 1:
             raise ValueError(f"nfe must be at least 1, got {self.nfe}")
+        if self.climbs and self.to_data:
+            raise ValueError("a table that climbs cannot end at data: to_data must be False")
 
     def table(self, process: Process) -> StepTable:
         """The table within the budget."""
@@ -223,4 +231,4 @@ class Sampler:
             t_start=self.t_start,
             t_end=self.t_end,
         )
-        return self.solver(grid)
+        return self.solver(upward(grid) if self.climbs else grid)

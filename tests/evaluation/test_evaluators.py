@@ -14,7 +14,7 @@ from scorediff.diffusion import EDM, FlowMatching, VPCosine
 from scorediff.errors import UserError
 from scorediff.evaluation.evaluators import ImageQuality, PointQuality, Run
 from scorediff.evaluation.generate import Generator, Sampling
-from scorediff.solvers import heun, karras, uniform
+from scorediff.solvers import dpm_adaptive, heun, karras, uniform
 
 CLASSES = 4
 POINTS = pinwheel(num_classes=CLASSES)
@@ -34,7 +34,9 @@ class Exact:
         return lambda x, t, cond=None: params * exact(x, t, cond)
 
 
-def exact_run(params=1.0, *, process=PROCESS, distribution=POINTS, classes=CLASSES, **options):
+def exact_run(
+    params=1.0, *, process=PROCESS, distribution=POINTS, classes=CLASSES, solver=heun, **options
+):
     """A run of the exact model; params = 0 is a model that always answers the origin."""
     generate = Generator(
         denoiser=Exact(process=process, distribution=distribution),
@@ -43,8 +45,8 @@ def exact_run(params=1.0, *, process=PROCESS, distribution=POINTS, classes=CLASS
         sampling=Sampling(batch_size=500, **options),
     )
     grid = karras if process is PROCESS else uniform
-    table = Sampling(grid=grid, nfe=99).table(heun, process)
-    return Run(generate, jnp.float32(params), table)
+    program = Sampling(grid=grid, nfe=99).program(solver, process)
+    return Run(generate, jnp.float32(params), program)
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +178,9 @@ def images():
     )
 
 
-def image_run(params=1.0):
-    return exact_run(params, distribution=halves_model(), classes=2, shape=(4, 4, 1))
+def image_run(params=1.0, **options):
+    distribution = halves_model()
+    return exact_run(params, distribution=distribution, classes=2, shape=(4, 4, 1), **options)
 
 
 @pytest.mark.slow
@@ -208,6 +211,13 @@ def test_the_pictures_of_images(images, tmp_path):
     assert names == ["neighbours.png", "samples.png", "strip.png"]
     for path in tmp_path.iterdir():
         assert min(Image.open(path).size) > 20
+
+
+@pytest.mark.slow
+def test_an_adaptive_solver_has_no_rows_to_show(images, tmp_path):
+    (tmp_path / "strip.png").write_text("of an earlier solver")
+    images.draw(image_run(solver=dpm_adaptive), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["neighbours.png", "samples.png"]
 
 
 @pytest.mark.parametrize("wrong", [{"samples": 1}, {"seeds": ()}, {"levels": ()}])

@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from scorediff.configfile import load_config, load_run
-from scorediff.experiment import Experiment
+from scorediff.experiment import Experiment, train
 from tests.experiment import commands
 
 
@@ -64,3 +64,17 @@ def tiny(data_dir, monkeypatch):
 def trained(undisturbed):
     """Overrides -> the experiment of the undisturbed run, out of its config.json."""
     return lambda *overrides: Experiment(config=load_run(undisturbed, None, overrides))
+
+
+@pytest.fixture(scope="session")
+def points(shared):
+    """A run of the tiny mixture after four steps; not to be written to."""
+
+    def make(folder):
+        config = load_config(
+            f"{commands.ROOT}/configs/gmm2d.py:tiny",
+            ["--config.train.steps=4", "--config.train.evaluate_every=none"],
+        )
+        train(Experiment(config=config), folder)
+
+    return shared("points", make)

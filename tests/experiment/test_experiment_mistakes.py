@@ -72,7 +72,7 @@ def test_a_mistyped_flag_answers_in_under_a_second(main):
     assert seconds < 1
 
 
-@pytest.mark.parametrize("main", MAINS)
+@pytest.mark.parametrize("main", [*MAINS, "likelihood", "restore"])
 def test_neither_imports_jax(main):
     command = [sys.executable, "-X", "importtime", "-m", f"experiments.{main}", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -23,8 +23,8 @@ from scorediff.solvers import make_grid, sample, sample_keys, sample_prior, unif
 from scorediff.solvers.grid import Grid, nodes_at
 from scorediff.solvers.learned_variance import (
     VarianceTables,
+    learned_variance,
     run_learned_variance,
-    variance_tables,
 )
 from scorediff.solvers.table import without_last_noise
 from tests.oracles import bed_a
@@ -48,7 +48,7 @@ def test_the_ends_are_the_two_tables(process):
 
     plain = jax.jit(lambda table, x: sample(denoise, table, x, keys=KEYS))
     for to_data in (True, False):
-        tables = variance_tables(make_grid(process, uniform, 6, to_data=to_data))
+        tables = learned_variance(make_grid(process, uniform, 6, to_data=to_data))
         x = sample_prior(tables.small, KEYS, (2,))
         for v, table in ((0.0, tables.small), (1.0, tables.large)):
             out = run(tables, jnp.asarray(v), x)
@@ -63,7 +63,7 @@ def test_between_them_it_is_the_papers_variance(x64):
     before, after = np.prod(1 - betas[: i + 1]), np.prod(1 - betas[:i])
     posterior = betas[i] * (1 - after) / (1 - before)
     nodes = nodes_at(process, np.array([i + 1, i]) / 50)
-    tables = variance_tables(Grid(process=process, nodes=nodes))
+    tables = learned_variance(Grid(process=process, nodes=nodes))
 
     x = jax.random.normal(jax.random.key(1), (N, 3), jnp.float64)
     v = jax.random.uniform(jax.random.key(2), (N, 3), jnp.float64, -0.2, 1.2)

@@ -16,6 +16,7 @@ from flax import linen as nn
 from jax import lax
 
 from scorediff.errors import UserError
+from scorediff.models.dense import Dense
 from scorediff.types import Array
 
 KERNELS = ("auto", "plain", "xla", "cudnn")
@@ -151,14 +152,14 @@ class SelfAttention(nn.Module, kw_only=True):
     def __call__(self, x: Array, bias: Array | None = None) -> Array:
         b, n, d = x.shape
         xavier = nn.initializers.xavier_uniform()
-        matrix = nn.Dense(
+        matrix = Dense(
             3 * d, use_bias=self.qkv_bias, dtype=self.dtype, kernel_init=xavier, name="qkv"
         )
         q, k, v = split_heads(matrix(x), 3, self.heads)
         if self.normalise:
             q, k = head_norm("norm_q", self.dtype)(q), head_norm("norm_k", self.dtype)(k)
         h = attend(q, k, v, here(self.kernel, d // self.heads, self.dtype), bias=bias)
-        dense = nn.Dense(d, dtype=self.dtype, kernel_init=self.out_init, name="out")
+        dense = Dense(d, dtype=self.dtype, kernel_init=self.out_init, name="out")
         return dense(h.reshape(b, n, d))
 
 
@@ -183,11 +184,11 @@ class CrossAttention(nn.Module, kw_only=True):
     def __call__(self, x: Array, context: Array, bias: Array | None = None) -> Array:
         b, n, d = x.shape
         xavier = nn.initializers.xavier_uniform()
-        dense = partial(nn.Dense, use_bias=self.qkv_bias, dtype=self.dtype, kernel_init=xavier)
+        dense = partial(Dense, use_bias=self.qkv_bias, dtype=self.dtype, kernel_init=xavier)
         (q,) = split_heads(dense(d, name="q")(x), 1, self.heads)
         k, v = split_heads(dense(2 * d, name="kv")(context), 2, self.heads)
         h = attend(q, k, v, here(self.kernel, d // self.heads, self.dtype), bias=bias)
-        out = nn.Dense(d, dtype=self.dtype, kernel_init=self.out_init, name="out")
+        out = Dense(d, dtype=self.dtype, kernel_init=self.out_init, name="out")
         return out(h.reshape(b, n, d))
 
 

@@ -4,6 +4,7 @@ from flax import linen as nn
 
 from scorediff.errors import UserError
 from scorediff.models.blocks import XAVIER, ZEROS, check_computation, check_positive
+from scorediff.models.dense import Dense
 from scorediff.models.embeddings import island
 from scorediff.types import Array
 
@@ -31,9 +32,9 @@ def modulate(x: Array, shift: Array, scale: Array) -> Array:
 
 def mlp(x: Array, hidden: int, dtype, *, approximate: bool = True, name: str = "mlp") -> Array:
     """Two layers, NAME_in and NAME_out, with the tanh form of GELU or the exact one."""
-    h = nn.Dense(hidden, dtype=dtype, kernel_init=XAVIER, name=f"{name}_in")(x)
+    h = Dense(hidden, dtype=dtype, kernel_init=XAVIER, name=f"{name}_in")(x)
     h = nn.gelu(h, approximate=approximate)
-    return nn.Dense(x.shape[-1], dtype=dtype, kernel_init=XAVIER, name=f"{name}_out")(h)
+    return Dense(x.shape[-1], dtype=dtype, kernel_init=XAVIER, name=f"{name}_out")(h)
 
 
 class VectorEmbedding(nn.Module, kw_only=True):
@@ -45,15 +46,15 @@ class VectorEmbedding(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         dtype = island(self.dtype)
-        h = nn.Dense(self.width, dtype=dtype, kernel_init=NORMAL, name="first")(x.astype(dtype))
-        return nn.Dense(self.width, dtype=dtype, kernel_init=NORMAL, name="second")(nn.silu(h))
+        h = Dense(self.width, dtype=dtype, kernel_init=NORMAL, name="first")(x.astype(dtype))
+        return Dense(self.width, dtype=dtype, kernel_init=NORMAL, name="second")(nn.silu(h))
 
 
 def read_out(tokens: Array, shift: Array, scale: Array, features: int) -> Array:
     """The last layer, which starts at zero: [b, n, d] -> at least float32 [b, n, features]."""
     dtype = island(tokens.dtype)
     tokens = modulate(layer_norm(tokens, "norm_out", dtype), shift, scale)
-    return nn.Dense(features, dtype=dtype, kernel_init=ZEROS, name="patch_out")(tokens)
+    return Dense(features, dtype=dtype, kernel_init=ZEROS, name="patch_out")(tokens)
 
 
 def check_transformer(network: nn.Module) -> None:

@@ -93,7 +93,7 @@ def _plain(
     dtype, wide = q.dtype, jnp.promote_types(q.dtype, jnp.float32)
     product = partial(jnp.matmul, preferred_element_type=wide)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    logits = product(q, jnp.swapaxes(k, 2, 3)) * scale
+    logits = product(q.astype(wide) * scale, jnp.swapaxes(k, 2, 3).astype(wide))
     logits = logits if bias is None else logits + bias
     logits = logits if mask is None else jnp.where(mask, logits, -jnp.inf)
     weights = jnp.exp(logits - lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
@@ -123,12 +123,12 @@ def here(kernel: str, head_dim: int, dtype: str) -> str:
     return choose_kernel(kernel, head_dim, dtype, jax.local_devices()[0])
 
 
-def split_heads(x: Array, parts: int, heads: int) -> Array:
-    """[b, n, parts * heads * d] -> [parts, b, n, heads, d], parts outermost."""
+def split_heads(x: Array, parts: int, heads: int) -> list[Array]:
+    """[b, n, parts * heads * d], parts outermost -> each part [b, n, heads, d]."""
     b, n, width = x.shape
     if width % (parts * heads):
         raise UserError(f"{heads} heads do not divide a width of {width // parts}")
-    return jnp.moveaxis(x.reshape(b, n, parts, heads, width // (parts * heads)), 2, 0)
+    return [part.reshape(b, n, heads, -1) for part in jnp.split(x, parts, axis=-1)]
 
 
 class SelfAttention(nn.Module, kw_only=True):

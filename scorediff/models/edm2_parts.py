@@ -162,8 +162,7 @@ class EDM2Block(nn.Module, kw_only=True):
     def attention(self, x: Array) -> Array:
         """Attention by the cosine of queries and keys, each head's vectors being normalised."""
         tokens = x.reshape(x.shape[0], -1, self.features)
-        q, k, v = pixel_norm(
-            split_heads(self.conv("qkv", (), 3 * self.features)(tokens), 3, self.heads)
-        )
+        qkv = self.conv("qkv", (), 3 * self.features)(tokens)
+        q, k, v = map(pixel_norm, split_heads(qkv, 3, self.heads))
         h = attend(q, k, v, here(self.kernel, self.features // self.heads, self.dtype))
         return self.conv("out", ())(h.reshape(tokens.shape)).reshape(x.shape)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from scorediff.errors import UserError
 from scorediff.interop.layout import shapes_of
 from scorediff.models.blocks import group_count
+from scorediff.models.mixed_unet import MixedUNet
 from scorediff.models.unet import Level, UNet
 
 AS_THEY_ARE = ("channels", "blocks", "middle", "middle_rescale", "scale_shift", "epsilon", "act")
@@ -63,8 +64,18 @@ def head_width(network: UNet) -> int | None:
     return widths[0] // network.heads
 
 
-def norm_groups(network: UNet) -> dict[str, int]:
-    """The groups of every normalisation by its path."""
+def skip_levels(network: UNet) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+    """Whether each level is one of NCSN++, in the encoder and in the decoder."""
+    if isinstance(network, MixedUNet):
+        return network.skip_down, network.skip_up
+    none = (False,) * len(network.multipliers)
+    return none, none
+
+
+def norm_groups(network: UNet) -> dict[str, int | None]:
+    """The groups of every normalisation by its path; a skip level's follow from its widths."""
+    if isinstance(network, MixedUNet):
+        return {"groups": network.groups, "middle_groups": network.middle_groups}
     key, arguments = jax.random.key(0), example(network)
     shapes = shapes_of(jax.eval_shape(network.init, key, *arguments)["params"])
     groups = {
@@ -101,6 +112,7 @@ def meaning(network: UNet) -> Iterator[tuple[str, Any]]:
         yield field, getattr(network, field)
     levels = levels_of(network)
     yield "levels", levels
+    yield "skip levels", skip_levels(network)
     yield "heads", [network.heads_of(width) for width in attending_widths(network)]
     yield "stem", network.stem or network.channels
     yield "condition_width", network.condition_width or 4 * network.channels

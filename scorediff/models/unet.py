@@ -204,14 +204,7 @@ class UNet(nn.Module, kw_only=True):
         x = x.astype(self.dtype)
         h, skips = self.down(2 * x - 1 if self.centre_input else x, c, levels, train)
         h = self.across(h, c, train)
-        h = self.up(h, skips, c, levels, train).astype(island(self.dtype))
-        norm = group_norm(
-            h.shape[-1], h.dtype, "norm_out", groups=self.groups, epsilon=self.epsilon
-        )
-        last = conv3(
-            self.out_channels or x.shape[-1], h.dtype, "conv_out", init=ZEROS, rank=h.ndim - 2
-        )
-        y = last(nn.silu(norm(h)))
+        y = self.decoded(h, skips, c, levels, train, self.out_channels or x.shape[-1])
         if self.fourier:
             y = y / noise.astype(y.dtype).reshape(-1, *(1,) * (y.ndim - 1))
         return y
@@ -295,6 +288,29 @@ class UNet(nn.Module, kw_only=True):
             if i:
                 h = self.doubled(h, c, level.double, f"up{i}_double", train)
         return h
+
+    @nn.nowrap
+    def decoded(
+        self,
+        h: Array,
+        skips: list[Array],
+        c: Array,
+        levels: Sequence[Level],
+        train: bool,
+        channels: int,
+    ) -> Array:
+        """The decoder, to an image of `channels`."""
+        return self.image(self.up(h, skips, c, levels, train), "norm_out", "conv_out", channels)
+
+    @nn.nowrap
+    def image(
+        self, h: Array, norm: str, conv: str, channels: int, *, groups: int | None = None
+    ) -> Array:
+        """An image of `channels` from features, in float32; it starts at zero."""
+        h = h.astype(island(self.dtype))
+        groups = groups or self.groups
+        normal = group_norm(h.shape[-1], h.dtype, norm, groups=groups, epsilon=self.epsilon)(h)
+        return conv3(channels, h.dtype, conv, init=ZEROS, rank=h.ndim - 2)(nn.silu(normal))
 
     @nn.nowrap
     def halved(self, h: Array, c: Array, step: str, name: str, train: bool) -> Array:

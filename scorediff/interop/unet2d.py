@@ -20,6 +20,7 @@ from scorediff.interop.unets import (
     channels_in,
     example,
     head_width,
+    leaves_out,
     levels_of,
     multipliers,
     norm_groups,
@@ -64,6 +65,7 @@ UNUSED = ("num_train_timesteps",)  # of a learned table of timesteps, which is r
 STEPS = {"conv": "conv", "resnet": "block", None: "conv"}  # theirs -> ours
 DOWN = ("DownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D")
 UP = ("UpBlock2D", "ResnetUpsampleBlock2D", "SkipUpBlock2D")
+LABELS = {None: "class", "timestep": "noise", "identity": "vector"}  # theirs -> ours
 OLD_PREFIX = "UNetRes"  # of the blocks' names in the oldest configs
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "mish": "mish", "gelu": "gelu", "relu": "relu"}
 
@@ -82,7 +84,7 @@ def read_config(config: Config) -> UNet:
     only(
         config,
         act_fn=tuple(ACTIVATIONS),
-        class_embed_type=None,
+        class_embed_type=tuple(LABELS),
         downsample_padding=(0, 1),
         downsample_type=tuple(STEPS),
         mid_block_type=("UNetMidBlock2D", None),
@@ -113,25 +115,27 @@ def read_config(config: Config) -> UNet:
         freq_shift=config["freq_shift"],
         sin_first=not config["flip_sin_to_cos"],
         fourier=config["time_embedding_type"] == "fourier",
-        num_classes=config["num_class_embeds"],
+        num_classes=None if config["class_embed_type"] else config["num_class_embeds"],
         null_class="refused",
+        label_kind=LABELS[config["class_embed_type"]],
         in_channels=config["in_channels"],
         out_channels=config["out_channels"],
         centre_input=config["center_input_sample"],
         image_size=_size(config["sample_size"]),
     )
     _check_heads(built)
-    return built
+    exact = built.clone(exact_heads=True)
+    return exact if leaves_out(exact) else built
 
 
 def _check_heads(network: UNet) -> None:
-    """The class's attention has as many channels as its level only where the heads fill them."""
-    for width in attending_widths(network):
-        if network.head_width and width % network.head_width:
-            raise UserError(
-                f"{NAME}: attention_head_dim={network.head_width} does not divide a level's "
-                f"{width} channels"
-            )
+    """A level with fewer channels than a head has is none that the class can compute."""
+    widths = attending_widths(network)
+    if network.head_width and widths and min(widths) < network.head_width:
+        raise UserError(
+            f"{NAME}: attention_head_dim={network.head_width} is more than a level's "
+            f"{min(widths)} channels"
+        )
 
 
 def _size(size: int | list[int] | None) -> int | tuple[int, ...] | None:
@@ -214,6 +218,7 @@ def config(network: UNet) -> dict[str, Any]:
         "attn_norm_num_groups": _middle_groups(network, groups),
         "block_out_channels": list(network.widths),
         "center_input_sample": network.centre_input,
+        "class_embed_type": {ours: theirs for theirs, ours in LABELS.items()}[network.label_kind],
         "downsample_padding": 1 if network.halve_padding == "both" else 0,
         "dropout": network.dropout,
         "flip_sin_to_cos": not network.sin_first,
@@ -278,6 +283,8 @@ ENDS = (
     Entry("condition/noise_in", "time_embedding.linear_1"),
     Entry("condition/noise_out", "time_embedding.linear_2"),
     Entry("condition/label", "class_embedding"),
+    Entry("condition/label_in", "class_embedding.linear_1"),
+    Entry("condition/label_out", "class_embedding.linear_2"),
     Entry("conv_in", "conv_in"),
     Entry("norm_out", "conv_norm_out"),
     Entry("conv_out", "conv_out"),

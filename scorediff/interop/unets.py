@@ -18,6 +18,7 @@ from scorediff.models.unet import Level, UNet
 
 AS_THEY_ARE = ("channels", "blocks", "middle", "middle_rescale", "scale_shift", "epsilon", "act")
 AS_THEY_ARE += ("dropout", "freq_shift", "sin_first", "fourier", "centre_input", "in_channels")
+AS_THEY_ARE += ("label_kind",)
 
 
 def multipliers(widths: Sequence[int]) -> tuple[float, ...]:
@@ -54,6 +55,12 @@ def attending_widths(network: UNet) -> list[int]:
     levels = levels_of(network)
     widths = [level.width for level in levels if level.attend_down or level.attend_up]
     return widths + [levels[-1].width] * (network.middle == "attention")
+
+
+def leaves_out(network: UNet) -> bool:
+    """Whether heads of exactly their width leave some of a level's channels out."""
+    width = network.head_width if network.exact_heads else None
+    return width is not None and any(level % width for level in attending_widths(network))
 
 
 def head_width(network: UNet) -> int | None:
@@ -94,8 +101,17 @@ def example(network: UNet) -> tuple:
     side = smallest if network.attend_down is not None else network.image_size
     sides = (side, side) if isinstance(side, int) else side
     x = jax.ShapeDtypeStruct((1, *sides, channels_in(network)), jnp.float32)
-    label = {"label": jax.ShapeDtypeStruct((1,), jnp.int32)} if network.num_classes else None
-    return x, jax.ShapeDtypeStruct((1,), jnp.float32), label
+    return x, jax.ShapeDtypeStruct((1,), jnp.float32), _label(network)
+
+
+def _label(network: UNet) -> dict[str, jax.ShapeDtypeStruct] | None:
+    """What the network is told beside the noise level."""
+    if network.label_kind == "class" and not network.num_classes:
+        return None
+    width = network.condition_width or 4 * network.channels
+    shape = (1, width) if network.label_kind == "vector" else (1,)
+    kind = jnp.int32 if network.label_kind == "class" else jnp.float32
+    return {"label": jax.ShapeDtypeStruct(shape, kind)}
 
 
 def refuse_difference(name: str, network: UNet, back: UNet) -> None:
@@ -114,6 +130,7 @@ def meaning(network: UNet) -> Iterator[tuple[str, Any]]:
     yield "levels", levels
     yield "skip levels", skip_levels(network)
     yield "heads", [network.heads_of(width) for width in attending_widths(network)]
+    yield "heads that leave channels out", leaves_out(network)
     yield "stem", network.stem or network.channels
     yield "condition_width", network.condition_width or 4 * network.channels
     yield "out_channels", network.out_channels or channels_in(network)

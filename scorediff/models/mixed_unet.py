@@ -199,6 +199,7 @@ class MixedUNet(UNet, kw_only=True):
         """Attention of a skip level; the first habit is its number of groups."""
         block = checkpointed(AttentionBlock, self.remat)(
             heads=self.heads_of(h.shape[-1]),
+            head_width=self.head_width if self.exact_heads else None,
             groups=ATTENTION_GROUPS,
             epsilon=self.epsilon,
             rescale=SQRT2,

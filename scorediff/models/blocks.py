@@ -121,13 +121,14 @@ def conv3(
     *,
     rank: int = 2,
     padding: str | int = "SAME",
+    side: int = 3,
 ) -> nn.Conv:
-    """Convolution with a window of 3 in each of `rank` axes.
+    """Convolution with a window of 3 (or another `side`) in each of `rank` axes.
 
     With stride 2 and "SAME", even sizes are padded at bottom and right, as in DDPM; padding=1 pads
     both sides, as Stable Diffusion does.
     """
-    window = (3,) * rank
+    window = (side,) * rank
     return nn.Conv(
         features, window, stride, padding=padding, dtype=dtype, kernel_init=init, name=name
     )

@@ -100,6 +100,41 @@ def test_configs_with_skip_blocks_go_there_and_back(kind):
     assert normalised == (kind not in ("positions", "scale and shift"))
 
 
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        (
+            {"class_embed_type": "timestep"},
+            {"class_embedding.linear_1", "class_embedding.linear_2"},
+        ),
+        ({"class_embed_type": "identity"}, set()),
+        ({"num_class_embeds": 3}, {"class_embedding"}),
+    ],
+)
+def test_what_stands_in_place_of_a_class_goes_there_and_back(fields, names):
+    network = UNET2D.network(config_of("unet2d_class", num_class_embeds=None) | fields)
+    assert UNET2D.network(UNET2D.config(network)) == network
+    shapes = formats.shapes(UNET2D, network)
+    links = layout.links(UNET2D.entries(network), shapes).values()
+    found = {name.rpartition(".")[0] for link in links for row in link.names for name in row}
+    assert {name for name in found if name.startswith("class_embedding")} == names
+
+
+def test_heads_that_leave_channels_out_make_narrow_queries():
+    fields = {"attention_head_dim": 5, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"]}
+    network = UNET2D.network(config_of("unet2d_class") | fields)
+    assert UNET2D.network(UNET2D.config(network)) == network
+    shapes = formats.shapes(UNET2D, network)
+    assert shapes["down1_0_attention/attention/qkv/kernel"] == (16, 3 * 15)
+    assert shapes["down1_0_attention/attention/out/kernel"] == (15, 16)
+
+
+def test_the_oldest_names_of_blocks_are_read():
+    fields = {"down_block_types": ["UNetResDownBlock2D", "UNetResAttnDownBlock2D"]}
+    network = UNET2D.network(config_of("unet2d_class") | fields)
+    assert network.attend_down == (False, True)
+
+
 def test_a_level_of_ncsnpp_does_not_fit_below_another_kind():
     with pytest.raises(UserError, match="skip_down: a skip level below another kind"):
         UNET2D.network(

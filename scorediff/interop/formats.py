@@ -123,7 +123,6 @@ KNOWN: dict[str, str] = {
     "edm/VEPrecond(SongUNet)": "edm:VE",
     "edm/VPPrecond(SongUNet)": "edm:VP",
     "edm/iDDPMPrecond(SongUNet)": "edm:IDDPM",
-    "UNet2DModel (NCSN++)": "unet2d_skip:UNET2D_SKIP",
     "UNet2DModel": "unet2d:UNET2D",
     "uvit/UViT": "uvit:UVIT",
     "sit/SiT": "dit:SIT",
@@ -157,9 +156,6 @@ def class_of(config: Config, where: str) -> str:
     name = config.get("_class_name") or first
     if not isinstance(name, str):
         raise UserError(f"{where} names no class (_class_name or architectures)")
-    blocks = config.get("down_block_types") or ()
-    if name == "UNet2DModel" and any("Skip" in str(block) for block in blocks):
-        return "UNet2DModel (NCSN++)"
     if name == "Transformer2DModel":  # what older files call both
         kinds = {
             "ada_norm_zero": "DiTTransformer2DModel",

@@ -105,6 +105,8 @@ def _numbered(places: Iterable[Place]) -> Iterator[Place]:
 def _unet(network: TextUNet) -> list[Entry]:
     if network.guidance_width is not None:
         raise UserError("the original files have no name for an embedding of the guidance scale")
+    if network.middle != "text":
+        raise UserError("the original files have a middle that reads the text")
     tables = {"residual": ADM_RESIDUAL, "transformer": transformer(outer(network))}
     entries = list(UNET_ENDS)
     for place in _numbered([*trunk_places(network), *up_places(network)]):

@@ -1,4 +1,4 @@
-"""What the layouts of `NCSNpp` (diffusers, EDM, score_sde) have in common."""
+"""What the layouts of `NCSNpp` (EDM, score_sde) have in common."""
 
 import dataclasses
 from typing import Any
@@ -30,7 +30,6 @@ def meaning(network: NCSNpp) -> dict[str, Any]:
         "noise_features": n.noise_width,
         "condition_width": n.condition_width or 4 * n.channels,
         "out_channels": n.out_channels or n.in_channels,
-        "middle": dataclasses.replace(n.middle, rescale=n.middle.rescale or n.rescale),
         "class_table": n.class_table and n.num_classes is not None,
     }
     if n.embedding != "positional":

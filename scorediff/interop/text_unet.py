@@ -66,6 +66,7 @@ DEFAULTS = SHARED_DEFAULTS | {
 UNUSED = ("sample_size", "upcast_attention", "addition_embed_type_num_heads")
 DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+MIDDLES = {"UNetMidBlock2DCrossAttn": "text", "UNetMidBlock2D": "block", None: "none"}
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu"}
 
 
@@ -112,7 +113,6 @@ def trunk(config: Config) -> dict[str, Any]:
         class_embed_type=None,
         encoder_hid_dim=None,
         encoder_hid_dim_type=None,
-        mid_block_type="UNetMidBlock2DCrossAttn",
         only_cross_attention=False,
     )
     levels = len(config["block_out_channels"])
@@ -124,6 +124,7 @@ def trunk(config: Config) -> dict[str, Any]:
         "channels": tuple(config["block_out_channels"]),
         "blocks": layers(config, "layers_per_block"),
         "depth": tuple(d if reading else 0 for d, reading in zip(depth, reads, strict=True)),
+        "middle": chosen(config, "mid_block_type", MIDDLES),
         "middle_depth": depth[-1],
         "heads": per_level(heads, levels, "attention_head_dim"),
         "text_width": text_width(config),
@@ -168,6 +169,7 @@ def trunk_config(network: Trunk) -> dict[str, Any]:
         "in_channels": network.in_channels,
         "layers_per_block": _one_or_list(network.blocks),
         "mid_block_scale_factor": network.middle_rescale,
+        "mid_block_type": next(n for n, middle in MIDDLES.items() if middle == network.middle),
         "norm_eps": network.epsilon,
         "norm_num_groups": network.groups,
         "num_class_embeds": network.num_classes,
@@ -192,10 +194,7 @@ def _network(config: Config) -> TextUNet:
     only(
         config,
         attention_type="default",
-        center_input_sample=False,
         class_embeddings_concat=False,
-        conv_in_kernel=3,
-        conv_out_kernel=3,
         cross_attention_norm=None,
         dual_cross_attention=False,
         mid_block_only_cross_attention=(None, False),
@@ -203,7 +202,6 @@ def _network(config: Config) -> TextUNet:
         resnet_out_scale_factor=1.0,
         resnet_skip_time_act=False,
         time_embedding_act_fn=None,
-        time_embedding_dim=None,
         time_embedding_type="positional",
         timestep_post_act=None,
     )
@@ -218,10 +216,14 @@ def _network(config: Config) -> TextUNet:
     up_depth = tuple(d if reading else 0 for d, reading in zip(depth, reads, strict=True))
     return TextUNet(
         **shared,
+        condition_width=config["time_embedding_dim"],
         guidance_width=config["time_cond_proj_dim"],
         dropout=float(config["dropout"]),
         up_depth=None if up_depth == shared["depth"] else up_depth,
         out_channels=config["out_channels"],
+        side_in=config["conv_in_kernel"],
+        side_out=config["conv_out_kernel"],
+        centre_input=config["center_input_sample"],
     )
 
 
@@ -233,10 +235,14 @@ def _config(network: TextUNet) -> dict[str, Any]:
     reverse = None if mirrored else [max(1, layers) for layers in reversed(up_depth)]
     return shared | {
         "_class_name": "UNet2DConditionModel",
+        "center_input_sample": network.centre_input,
+        "conv_in_kernel": network.side_in,
+        "conv_out_kernel": network.side_out,
         "dropout": network.dropout,
         "out_channels": network.out_channels or network.in_channels,
         "reverse_transformer_layers_per_block": reverse,
         "time_cond_proj_dim": network.guidance_width,
+        "time_embedding_dim": network.condition_width,
         "up_block_types": [_name(UP, layers > 0) for layers in reversed(up_depth)],
     }
 
@@ -297,8 +303,10 @@ def trunk_places(network: Trunk) -> Iterator[Place]:
         if level < last:
             name = f"down_blocks.{level}.downsamplers.0.conv"
             yield Place(f"down{level + 1}_halve", name, "halve")
-    yield from _stage("middle_0", "mid_block", 0, True)
-    yield Place("middle_1_residual", "mid_block.resnets.1", "residual")
+    if network.middle != "none":
+        yield from _stage("middle_0", "mid_block", 0, network.middle == "text")
+    if network.middle == "text":
+        yield Place("middle_1_residual", "mid_block.resnets.1", "residual")
 
 
 def up_places(network: TextUNet) -> Iterator[Place]:

@@ -1,16 +1,18 @@
-"""UNet2DModel of diffusers as our `UNet`: every mix of its blocks without a skip pyramid.
+"""UNet2DModel of diffusers as our `UNet`, or as our `MixedUNet` where it has skip blocks.
 
-Its config names a block a level, each side by itself. What a name says is whether the level attends
-and whether the step to the next level is a convolution or a residual block; for the attending
-blocks, `downsample_type` and `upsample_type` say the latter.
+Its config names a block a level, each side by itself. What a name says is whether the level is one
+of NCSN++ (a skip block), whether it attends, and whether the step to the next level is a
+convolution or a residual block; for the attending blocks, `downsample_type` and `upsample_type` say
+the latter.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 from scorediff.errors import UserError
 from scorediff.interop.formats import Config, Format
-from scorediff.interop.layout import SAME, Entry, within
+from scorediff.interop.layout import POINTWISE, SAME, TORCH, Entry, within
 from scorediff.interop.settings import complete, only
 from scorediff.interop.shared import ATTENTION, RESIDUAL, modern
 from scorediff.interop.unets import (
@@ -18,12 +20,15 @@ from scorediff.interop.unets import (
     channels_in,
     example,
     head_width,
+    leaves_out,
     levels_of,
     multipliers,
     norm_groups,
     refuse_difference,
+    skip_levels,
     table_rows,
 )
+from scorediff.models.mixed_unet import MixedUNet
 from scorediff.models.unet import UNet
 
 NAME = "UNet2DModel"
@@ -58,8 +63,19 @@ DEFAULTS: Mapping[str, Any] = {
 }
 UNUSED = ("num_train_timesteps",)  # of a learned table of timesteps, which is refused
 STEPS = {"conv": "conv", "resnet": "block", None: "conv"}  # theirs -> ours
-DOWN, UP = ("DownBlock2D", "ResnetDownsampleBlock2D"), ("UpBlock2D", "ResnetUpsampleBlock2D")
+DOWN = ("DownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D")
+UP = ("UpBlock2D", "ResnetUpsampleBlock2D", "SkipUpBlock2D")
+LABELS = {None: "class", "timestep": "noise", "identity": "vector"}  # theirs -> ours
+OLD_PREFIX = "UNetRes"  # of the blocks' names in the oldest configs
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "mish": "mish", "gelu": "gelu", "relu": "relu"}
+
+
+class Block(NamedTuple):
+    """What the name of a level's block says."""
+
+    attend: bool
+    step: str  # to the next level: "conv" or "block"
+    skip: bool = False  # a level of NCSN++, which makes its own step
 
 
 def read_config(config: Config) -> UNet:
@@ -68,7 +84,7 @@ def read_config(config: Config) -> UNet:
     only(
         config,
         act_fn=tuple(ACTIVATIONS),
-        class_embed_type=None,
+        class_embed_type=tuple(LABELS),
         downsample_padding=(0, 1),
         downsample_type=tuple(STEPS),
         mid_block_type=("UNetMidBlock2D", None),
@@ -77,57 +93,76 @@ def read_config(config: Config) -> UNet:
         upsample_type=tuple(STEPS),
     )
     widths = config["block_out_channels"]
-    built = UNet(
+    down, up = _sides(config)
+    built = _kind(down, up)(
         channels=widths[0],
         multipliers=multipliers(widths),
         blocks=config["layers_per_block"],
         attention=(),
-        **_sides(config),
+        attend_down=tuple(block.attend for block in down),
+        attend_up=tuple(block.attend for block in up),
+        halve=tuple(block.step for block in down[:-1]),
+        double=tuple(block.step for block in up[1:]),
         **_middle(config),
         head_width=config["attention_head_dim"],  # None: one head
         halve_padding="both" if config["downsample_padding"] else "end",
         dropout=config["dropout"],
         scale_shift=config["resnet_time_scale_shift"] == "scale_shift",
-        groups=_groups(config),
+        groups=_groups(config, (*down, *up)),
         epsilon=config["norm_eps"],
         act=ACTIVATIONS[config["act_fn"]],
         condition_width=config["time_embedding_dim"],
         freq_shift=config["freq_shift"],
         sin_first=not config["flip_sin_to_cos"],
         fourier=config["time_embedding_type"] == "fourier",
-        num_classes=config["num_class_embeds"],
+        num_classes=None if config["class_embed_type"] else config["num_class_embeds"],
         null_class="refused",
+        label_kind=LABELS[config["class_embed_type"]],
         in_channels=config["in_channels"],
         out_channels=config["out_channels"],
         centre_input=config["center_input_sample"],
         image_size=_size(config["sample_size"]),
     )
     _check_heads(built)
-    return built
+    exact = built.clone(exact_heads=True)
+    return exact if leaves_out(exact) else built
 
 
 def _check_heads(network: UNet) -> None:
-    """The class's attention has as many channels as its level only where the heads fill them."""
-    for width in attending_widths(network):
-        if network.head_width and width % network.head_width:
-            raise UserError(
-                f"{NAME}: attention_head_dim={network.head_width} does not divide a level's "
-                f"{width} channels"
-            )
+    """A level with fewer channels than a head has is none that the class can compute."""
+    widths = attending_widths(network)
+    if network.head_width and widths and min(widths) < network.head_width:
+        raise UserError(
+            f"{NAME}: attention_head_dim={network.head_width} is more than a level's "
+            f"{min(widths)} channels"
+        )
 
 
 def _size(size: int | list[int] | None) -> int | tuple[int, ...] | None:
     return tuple(size) if isinstance(size, list | tuple) else size
 
 
-def _groups(config: Config) -> int:
-    if config["norm_num_groups"] is None:
-        raise UserError(f"{NAME}: norm_num_groups must be a number where no block is a Skip block")
+def _groups(config: Config, blocks: tuple[Block, ...]) -> int | None:
+    """None, as many as fit, is what the class has in skip blocks, in the middle and at the end."""
+    if config["norm_num_groups"] is None and not all(block.skip for block in blocks):
+        raise UserError(
+            f"{NAME}: norm_num_groups must be a number unless all blocks are skip blocks"
+        )
     return config["norm_num_groups"]
 
 
-def _sides(config: Config) -> dict[str, Any]:
-    """Which levels attend, and what leads from level to level."""
+def _kind(down: list[Block], up: list[Block]) -> Callable[..., UNet]:
+    """The network that has such levels."""
+    if not any(block.skip for block in (*down, *up)):
+        return UNet
+    skips = {"skip_down": down, "skip_up": up}
+    return partial(
+        MixedUNet, **{side: tuple(b.skip for b in blocks) for side, blocks in skips.items()}
+    )
+
+
+def _sides(config: Config) -> tuple[list[Block], list[Block]]:
+    """The blocks of encoder and decoder, finest level first."""
     downs, ups = config["down_block_types"], tuple(reversed(config["up_block_types"]))
     if not len(downs) == len(ups) == len(config["block_out_channels"]):
         raise UserError(
@@ -136,18 +171,20 @@ def _sides(config: Config) -> dict[str, Any]:
         )
     down = [_block(name, DOWN, STEPS[config["downsample_type"]]) for name in downs]
     up = [_block(name, UP, STEPS[config["upsample_type"]]) for name in ups]
-    return {
-        "attend_down": tuple(attend for attend, _ in down),
-        "attend_up": tuple(attend for attend, _ in up),
-        "halve": tuple(step for _, step in down[:-1]),
-        "double": tuple(step for _, step in up[1:]),
+    return down, up
+
+
+def _block(name: str, names: tuple[str, str, str], attending: str) -> Block:
+    """What a name says; the step of an attending block is told apart from it."""
+    plain, resampling, skip = names
+    known = {
+        plain: Block(False, "conv"),
+        resampling: Block(False, "block"),
+        f"Attn{plain}": Block(True, attending),
+        skip: Block(False, "conv", skip=True),
+        f"Attn{skip}": Block(True, "conv", skip=True),
     }
-
-
-def _block(name: str, plain: tuple[str, str], attending: str) -> tuple[bool, str]:
-    """Whether a block attends, and its step: a convolution, a residual block or as it is told."""
-    known = {plain[0]: (False, "conv"), plain[1]: (False, "block")}
-    known[f"Attn{plain[0]}"] = (True, attending)
+    name = name.removeprefix(OLD_PREFIX)
     if name not in known:
         raise UserError(f"{NAME}: no block {name!r} here, only {', '.join(known)}")
     return known[name]
@@ -171,7 +208,9 @@ def config(network: UNet) -> dict[str, Any]:
 
     A learned null class becomes the last row of the class's table, a label like the others.
     """
-    groups = network.groups or max(norm_groups(network).values())
+    groups = network.groups
+    if groups is None and not any(map(any, skip_levels(network))):
+        groups = max(norm_groups(network).values())
     config = {
         "_class_name": NAME,
         "act_fn": network.act,
@@ -179,6 +218,7 @@ def config(network: UNet) -> dict[str, Any]:
         "attn_norm_num_groups": _middle_groups(network, groups),
         "block_out_channels": list(network.widths),
         "center_input_sample": network.centre_input,
+        "class_embed_type": {ours: theirs for theirs, ours in LABELS.items()}[network.label_kind],
         "downsample_padding": 1 if network.halve_padding == "both" else 0,
         "dropout": network.dropout,
         "flip_sin_to_cos": not network.sin_first,
@@ -204,32 +244,34 @@ def config(network: UNet) -> dict[str, Any]:
 
 def _block_types(network: UNet) -> dict[str, Any]:
     """The names of the levels' blocks; the last on each side has no step and is named like one."""
-    levels = levels_of(network)
+    levels, (skip_down, skip_up) = levels_of(network), skip_levels(network)
     halve, double = ([getattr(l, side) for l in levels[1:]] for side in ("halve", "double"))
-    down = [(l.attend_down, step) for l, step in zip(levels, halve, strict=False)]
-    up = [(l.attend_up, step) for l, step in zip(levels[1:], double, strict=True)]
-    down_end = levels[-1].attend_down, (halve or ["conv"])[-1]
-    up_end = levels[0].attend_up, (double or ["conv"])[0]
+    halve, double = [*halve, (halve or ["conv"])[-1]], [(double or ["conv"])[0], *double]
+    down = [Block(l.attend_down, *rest) for l, *rest in zip(levels, halve, skip_down, strict=True)]
+    up = [Block(l.attend_up, *rest) for l, *rest in zip(levels, double, skip_up, strict=True)]
     return {
-        "down_block_types": [_name(DOWN, *level) for level in (*down, down_end)],
-        "downsample_type": _attending_step(down),
-        "up_block_types": [_name(UP, *level) for level in (*reversed(up), up_end)],
-        "upsample_type": _attending_step(up),
+        "down_block_types": [_name(DOWN, block) for block in down],
+        "downsample_type": _attending_step(down[:-1]),
+        "up_block_types": [_name(UP, block) for block in reversed(up)],
+        "upsample_type": _attending_step(up[1:]),
     }
 
 
-def _name(plain: tuple[str, str], attend: bool, step: str) -> str:
-    """The block of a level that attends or not, with its step to the next."""
-    return f"Attn{plain[0]}" if attend else plain[step == "block"]
+def _name(names: tuple[str, str, str], block: Block) -> str:
+    """The inverse of `_block`."""
+    plain, resampling, skip = names
+    if block.skip:
+        return f"Attn{skip}" if block.attend else skip
+    return f"Attn{plain}" if block.attend else (resampling if block.step == "block" else plain)
 
 
-def _attending_step(levels: list[tuple[bool, str]]) -> str:
+def _attending_step(blocks: list[Block]) -> str:
     """The step that the attending levels take, or all where none attends."""
-    steps = [step for attend, step in levels if attend] or [step for _, step in levels]
+    steps = [b.step for b in blocks if b.attend and not b.skip] or [b.step for b in blocks]
     return "resnet" if "block" in steps else "conv"
 
 
-def _middle_groups(network: UNet, groups: int) -> int | None:
+def _middle_groups(network: UNet, groups: int | None) -> int | None:
     """With scale-shift no number means no normalisation, otherwise the common number."""
     if network.middle_groups is None:
         return groups if network.scale_shift else None
@@ -241,6 +283,8 @@ ENDS = (
     Entry("condition/noise_in", "time_embedding.linear_1"),
     Entry("condition/noise_out", "time_embedding.linear_2"),
     Entry("condition/label", "class_embedding"),
+    Entry("condition/label_in", "class_embedding.linear_1"),
+    Entry("condition/label_out", "class_embedding.linear_2"),
     Entry("conv_in", "conv_in"),
     Entry("norm_out", "conv_norm_out"),
     Entry("conv_out", "conv_out"),
@@ -249,17 +293,19 @@ ENDS = (
 
 def entries(network: UNet) -> list[Entry]:
     """The table of names."""
-    table, levels = list(ENDS), levels_of(network)
+    table, levels, (skip_down, skip_up) = list(ENDS), levels_of(network), skip_levels(network)
     for i, level in enumerate(levels):
         down, up = f"down_blocks.{i}", f"up_blocks.{len(levels) - 1 - i}"
+        table += within(f"up{i}_attention", f"{up}.attentions.0", ATTENTION)  # of a skip level
         for j in range(network.blocks):
             table += _stage(f"down{i}_{j}", down, j)
         for j in range(network.blocks + 1):
             table += _stage(f"up{i}_{j}", up, j)
         if i:
             before = f"down_blocks.{i - 1}"
-            table += _step(f"down{i}_halve", f"{before}.downsamplers.0", level.halve)
-            table += _step(f"up{i}_double", f"{up}.upsamplers.0", level.double)
+            halve = "skip" if skip_down[i - 1] else level.halve
+            table += _step(f"down{i}", "halve", before, halve)
+            table += _step(f"up{i}", "double", up, "skip" if skip_up[i] else level.double)
     for j in range(2):
         table += _stage(f"middle_{j}", "mid_block", j)
     return table
@@ -272,8 +318,16 @@ def _stage(ours: str, theirs: str, j: int) -> list[Entry]:
     ]
 
 
-def _step(ours: str, theirs: str, step: str) -> list[Entry]:
-    """A step between levels: a convolution or a residual block."""
+def _step(level: str, verb: str, block: str, step: str) -> list[Entry]:
+    """A step between levels: a convolution, a residual block, or one beside a pyramid."""
+    ours, way = f"{level}_{verb}", {"halve": "down", "double": "up"}[verb]
+    if step == "skip":
+        return [
+            *within(ours, f"{block}.resnet_{way}", RESIDUAL),
+            Entry(f"{level}_pyramid_norm", f"{block}.skip_norm"),
+            Entry(f"{level}_pyramid", f"{block}.skip_conv", POINTWISE if way == "down" else TORCH),
+        ]
+    theirs = f"{block}.{way}samplers.0"
     return within(ours, theirs, RESIDUAL) if step == "block" else [Entry(ours, f"{theirs}.conv")]
 
 

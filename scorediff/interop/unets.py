@@ -13,10 +13,12 @@ import jax.numpy as jnp
 from scorediff.errors import UserError
 from scorediff.interop.layout import shapes_of
 from scorediff.models.blocks import group_count
+from scorediff.models.mixed_unet import MixedUNet
 from scorediff.models.unet import Level, UNet
 
 AS_THEY_ARE = ("channels", "blocks", "middle", "middle_rescale", "scale_shift", "epsilon", "act")
 AS_THEY_ARE += ("dropout", "freq_shift", "sin_first", "fourier", "centre_input", "in_channels")
+AS_THEY_ARE += ("label_kind",)
 
 
 def multipliers(widths: Sequence[int]) -> tuple[float, ...]:
@@ -55,6 +57,12 @@ def attending_widths(network: UNet) -> list[int]:
     return widths + [levels[-1].width] * (network.middle == "attention")
 
 
+def leaves_out(network: UNet) -> bool:
+    """Whether heads of exactly their width leave some of a level's channels out."""
+    width = network.head_width if network.exact_heads else None
+    return width is not None and any(level % width for level in attending_widths(network))
+
+
 def head_width(network: UNet) -> int | None:
     """Channels of a head, as the class with one number for all levels has it; None: one head."""
     widths = attending_widths(network)
@@ -63,8 +71,18 @@ def head_width(network: UNet) -> int | None:
     return widths[0] // network.heads
 
 
-def norm_groups(network: UNet) -> dict[str, int]:
-    """The groups of every normalisation by its path."""
+def skip_levels(network: UNet) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+    """Whether each level is one of NCSN++, in the encoder and in the decoder."""
+    if isinstance(network, MixedUNet):
+        return network.skip_down, network.skip_up
+    none = (False,) * len(network.multipliers)
+    return none, none
+
+
+def norm_groups(network: UNet) -> dict[str, int | None]:
+    """The groups of every normalisation by its path; a skip level's follow from its widths."""
+    if isinstance(network, MixedUNet):
+        return {"groups": network.groups, "middle_groups": network.middle_groups}
     key, arguments = jax.random.key(0), example(network)
     shapes = shapes_of(jax.eval_shape(network.init, key, *arguments)["params"])
     groups = {
@@ -83,8 +101,17 @@ def example(network: UNet) -> tuple:
     side = smallest if network.attend_down is not None else network.image_size
     sides = (side, side) if isinstance(side, int) else side
     x = jax.ShapeDtypeStruct((1, *sides, channels_in(network)), jnp.float32)
-    label = {"label": jax.ShapeDtypeStruct((1,), jnp.int32)} if network.num_classes else None
-    return x, jax.ShapeDtypeStruct((1,), jnp.float32), label
+    return x, jax.ShapeDtypeStruct((1,), jnp.float32), _label(network)
+
+
+def _label(network: UNet) -> dict[str, jax.ShapeDtypeStruct] | None:
+    """What the network is told beside the noise level."""
+    if network.label_kind == "class" and not network.num_classes:
+        return None
+    width = network.condition_width or 4 * network.channels
+    shape = (1, width) if network.label_kind == "vector" else (1,)
+    kind = jnp.int32 if network.label_kind == "class" else jnp.float32
+    return {"label": jax.ShapeDtypeStruct(shape, kind)}
 
 
 def refuse_difference(name: str, network: UNet, back: UNet) -> None:
@@ -101,7 +128,9 @@ def meaning(network: UNet) -> Iterator[tuple[str, Any]]:
         yield field, getattr(network, field)
     levels = levels_of(network)
     yield "levels", levels
+    yield "skip levels", skip_levels(network)
     yield "heads", [network.heads_of(width) for width in attending_widths(network)]
+    yield "heads that leave channels out", leaves_out(network)
     yield "stem", network.stem or network.channels
     yield "condition_width", network.condition_width or 4 * network.channels
     yield "out_channels", network.out_channels or channels_in(network)

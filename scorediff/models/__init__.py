@@ -6,6 +6,7 @@ from scorediff.models.clip import CLIPText
 from scorediff.models.controlnet import Controlled, ControlNet
 from scorediff.models.dit import DiT
 from scorediff.models.edm2 import EDM2UNet
+from scorediff.models.mixed_unet import MixedUNet
 from scorediff.models.mlp import MLP
 from scorediff.models.mmdit import MMDiT
 from scorediff.models.ncsnpp import NCSNpp
@@ -25,6 +26,7 @@ __all__ = [
     "DiT",
     "EDM2UNet",
     "MMDiT",
+    "MixedUNet",
     "NCSNpp",
     "PixArt",
     "T5Encoder",

@@ -136,12 +136,14 @@ class SelfAttention(nn.Module, kw_only=True):
 
     Queries, keys and values come from one matrix, in this order, heads inside each.
 
+    head_width: channels of a head; None: the heads share out the width of a token.
     qkv_bias:  whether that matrix has a bias.
     normalise: RMS normalisation of each head's queries and keys, with a learned scale
                (Dehghani et al., arXiv 2302.05442, section 2.1).
     """
 
     heads: int
+    head_width: int | None = None
     qkv_bias: bool = True
     normalise: bool = False
     dtype: str = "float32"
@@ -152,15 +154,16 @@ class SelfAttention(nn.Module, kw_only=True):
     def __call__(self, x: Array, bias: Array | None = None) -> Array:
         b, n, d = x.shape
         xavier = nn.initializers.xavier_uniform()
+        inner = self.heads * self.head_width if self.head_width else d
         matrix = Dense(
-            3 * d, use_bias=self.qkv_bias, dtype=self.dtype, kernel_init=xavier, name="qkv"
+            3 * inner, use_bias=self.qkv_bias, dtype=self.dtype, kernel_init=xavier, name="qkv"
         )
         q, k, v = split_heads(matrix(x), 3, self.heads)
         if self.normalise:
             q, k = head_norm("norm_q", self.dtype)(q), head_norm("norm_k", self.dtype)(k)
-        h = attend(q, k, v, here(self.kernel, d // self.heads, self.dtype), bias=bias)
+        h = attend(q, k, v, here(self.kernel, q.shape[-1], self.dtype), bias=bias)
         dense = Dense(d, dtype=self.dtype, kernel_init=self.out_init, name="out")
-        return dense(h.reshape(b, n, d))
+        return dense(h.reshape(b, n, inner))
 
 
 def head_norm(name: str, dtype, epsilon: float = 1e-6) -> nn.RMSNorm:

@@ -69,12 +69,10 @@ class Half(nn.Module, kw_only=True):
 
     @nn.nowrap
     def leave(self, h: Array) -> Array:
-        """Normalisation, activation and the last convolution, at least float32."""
+        """Normalisation, SiLU whatever `act` is, and the last convolution, at least float32."""
         h = h.astype(island(self.dtype))
-        h = ACTIVATIONS[self.act](
-            group_norm(h.shape[-1], h.dtype, "norm_out", groups=self.groups)(h)
-        )
-        return conv3(self.out_channels, h.dtype, "conv_out")(h)
+        h = group_norm(h.shape[-1], h.dtype, "norm_out", groups=self.groups)(h)
+        return conv3(self.out_channels, h.dtype, "conv_out")(nn.silu(h))
 
 
 class Encoder(Half, kw_only=True):

@@ -130,13 +130,14 @@ def conv3(
     *,
     rank: int = 2,
     padding: str | int = "SAME",
+    side: int = 3,
 ) -> nn.Conv:
-    """Convolution with a window of 3 in each of `rank` axes.
+    """Convolution with a window of 3 (or another `side`) in each of `rank` axes.
 
     With stride 2 and "SAME", even sizes are padded at bottom and right, as in DDPM; padding=1 pads
     both sides, as Stable Diffusion does.
     """
-    window = (3,) * rank
+    window = (side,) * rank
     return nn.Conv(
         features,
         window,
@@ -214,11 +215,12 @@ class ResBlock(nn.Module, kw_only=True):
 class AttentionBlock(nn.Module, kw_only=True):
     """(x + attention(norm x)) / rescale over the positions of [b, *space, c].
 
-    Its last matrix starts at zero. groups, epsilon: of the normalisation, which `normalise=False`
-    leaves out.
+    Its last matrix starts at zero. head_width: of a head, None: the heads share out the channels.
+    groups, epsilon: of the normalisation, which `normalise=False` leaves out.
     """
 
     heads: int
+    head_width: int | None = None
     groups: int | None = None
     epsilon: float = 1e-6
     normalise: bool = True
@@ -233,7 +235,12 @@ class AttentionBlock(nn.Module, kw_only=True):
             norm = group_norm(c, self.dtype, "norm", groups=self.groups, epsilon=self.epsilon)
             h = norm(x)
         attend = SelfAttention(
-            heads=self.heads, dtype=self.dtype, kernel=self.kernel, out_init=ZEROS, name="attention"
+            heads=self.heads,
+            head_width=self.head_width,
+            dtype=self.dtype,
+            kernel=self.kernel,
+            out_init=ZEROS,
+            name="attention",
         )
         h = attend(h.reshape(x.shape[0], -1, c)).reshape(x.shape)
         return x + h if self.rescale == 1 else (x + h) / self.rescale

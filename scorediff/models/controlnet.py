@@ -91,7 +91,7 @@ class ControlNet(Trunk, kw_only=True):
         self.check_size(x)
         c, text = self.told(noise, cond), self.text(cond)
         h, skips = self.down(self.enter(x) + self.picture(cond, x.shape), c, text, train)
-        h = self.middle(h, c, text, train)
+        h = self.across(h, c, text, train)
         found = [self.matrix(skip, f"skip{i}") for i, skip in enumerate(skips)]
         found.append(self.matrix(h, "middle_out"))
         count = len(found)

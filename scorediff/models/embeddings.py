@@ -5,6 +5,7 @@ would confuse neighbouring noise levels (8 bits of mantissa tell 1000 from 1004,
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from scorediff.types import Array, Cond
 
 MAX_PERIOD = 10_000.0
 NULL_CLASSES = ("learned", "zero", "refused")
+LABEL_KINDS = ("class", "noise", "vector")
 
 
 def island(dtype) -> jnp.dtype:
@@ -96,6 +98,9 @@ class Conditioning(nn.Module, kw_only=True):
     null_class:       the null class is label `num_classes`, and stands in where no label is given.
                       "learned": it has a row of its own; "zero": it adds nothing, as in EDM;
                       "refused": there is none, and a label must be given.
+    label_kind:       what cond["label"] is: "class"; "noise", a second number [b] that goes the way
+                      of the noise level, with a perceptron of its own; "vector", what is added
+                      [b, width]. The last two must be given.
     """
 
     features: int
@@ -105,6 +110,7 @@ class Conditioning(nn.Module, kw_only=True):
     sin_first: bool = False
     fourier: bool = False
     null_class: str = "learned"
+    label_kind: str = "class"
     dtype: str = "float32"
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
     label_init: nn.initializers.Initializer = nn.initializers.normal(1.0)
@@ -114,18 +120,28 @@ class Conditioning(nn.Module, kw_only=True):
         dense = partial(
             nn.Dense, self.width, dtype=island(self.dtype), kernel_init=self.kernel_init
         )
-        c = dense(name="noise_in")(self.waves(noise))
+        waves = self.waves()
+        c = dense(name="noise_in")(waves(noise))
         c = dense(name="noise_out")(nn.silu(c))
-        return c if self.num_classes is None else c + self.class_row(noise.shape, cond)
+        if self.label_kind == "class":
+            return c if self.num_classes is None else c + self.class_row(noise.shape, cond)
+        label = given(self, cond, "label")
+        if self.label_kind == "noise":
+            label = dense(name="label_out")(nn.silu(dense(name="label_in")(waves(label))))
+        return c + label.astype(c.dtype)
 
     @nn.nowrap
-    def waves(self, noise: Array) -> Array:
-        """The noise level as sines and cosines."""
+    def waves(self) -> Callable[[Array], Array]:
+        """From numbers [b] to their sines and cosines."""
         if self.fourier:
-            features = FourierFeatures(features=self.features, dtype=self.dtype, name="fourier")
-            return features(jnp.log(noise.astype(island(self.dtype))))
-        return sinusoid(
-            noise, self.features, shift=self.shift, sin_first=self.sin_first, dtype=self.dtype
+            fourier = FourierFeatures(features=self.features, dtype=self.dtype, name="fourier")
+            return lambda level: fourier(jnp.log(level.astype(island(self.dtype))))
+        return partial(
+            sinusoid,
+            dim=self.features,
+            shift=self.shift,
+            sin_first=self.sin_first,
+            dtype=self.dtype,
         )
 
     @nn.nowrap

@@ -8,7 +8,6 @@ one, with averaging and a positional embedding of the noise level; NCSN++ has th
 """
 
 import math
-from dataclasses import dataclass
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -19,6 +18,7 @@ from scorediff.models.blocks import (
     XAVIER,
     ZEROS,
     AttentionBlock,
+    ResBlock,
     check_common,
     check_positive,
     checkpointed,
@@ -26,14 +26,13 @@ from scorediff.models.blocks import (
     group_norm,
 )
 from scorediff.models.embeddings import island
-from scorediff.models.ncsnpp_parts import FilteredHalving, GroupedResBlock, NoiseCondition
+from scorediff.models.ncsnpp_parts import FilteredHalving, NoiseCondition
 from scorediff.models.resample import BOX, downsample, upsample
 from scorediff.types import Array, Cond
 
 EMBEDDINGS = ("positional", "fourier", "log_fourier")
 PYRAMIDS = ("none", "skip", "residual")
 SQRT2 = math.sqrt(2)
-HUB_GROUPS = 32  # of attention's normalisation with `hub_groups`
 
 # (pattern of the parameter's path, axes of the device mesh for its last axes)
 PARTITION: tuple[tuple[str, tuple[str | None, ...]], ...] = (
@@ -44,22 +43,6 @@ PARTITION: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"condition/noise_in/kernel$", ("fsdp", "tensor")),
     (r"condition/noise_out/kernel$", ("tensor", "fsdp")),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Middle:
-    """The two blocks between encoder and decoder, where they are not like all others.
-
-    rescale:          divides their sums; None as NCSNpp.rescale.
-    attention:        whether they attend at all.
-    attention_groups: groups of the attention's normalisation; None as NCSNpp.groups.
-    normalise:        whether attention has a normalisation.
-    """
-
-    rescale: float | None = None
-    attention: bool = True
-    attention_groups: int | None = None
-    normalise: bool = True
 
 
 class NCSNpp(nn.Module, kw_only=True):
@@ -85,13 +68,8 @@ class NCSNpp(nn.Module, kw_only=True):
                       "residual", features of each level, doubled, are added to the next.
     rescale:          divides the sum of each block, and of the residual pyramids.
     scale_shift:      the condition scales and shifts instead of being added.
-    groups:           of the normalisations in the middle and before the output; None, as
-                      everywhere else, as many as fit (`blocks.group_count`).
     epsilon:          of every normalisation.
     act:              activation of the residual blocks and of the condition that they get.
-    hub_groups:       two habits of diffusers' AttnSkip blocks: their attention has 32 groups, and
-                      in the decoder their blocks begin with min(32, c_h + c_skip // 4) groups.
-    middle:           see `Middle`.
     centre_input:     x is in [0, 1] and is taken to [-1, 1] first.
     divide_by_noise:  the output is divided by the noise level, which then is sigma.
     in_channels:      channels of x; None: as x comes.
@@ -126,11 +104,8 @@ class NCSNpp(nn.Module, kw_only=True):
     progressive_out: str = "none"
     rescale: float = SQRT2
     scale_shift: bool = False
-    groups: int | None = None
     epsilon: float = 1e-6
     act: str = "silu"
-    hub_groups: bool = False
-    middle: Middle = Middle()
     centre_input: bool = False
     divide_by_noise: bool = False
     in_channels: int | None = None
@@ -148,7 +123,7 @@ class NCSNpp(nn.Module, kw_only=True):
         check_choice("NCSNpp.progressive_out", self.progressive_out, PYRAMIDS)
         check_positive("NCSNpp.channels and blocks", self.channels, self.blocks)
         check_positive("NCSNpp.multipliers", len(self.multipliers), *self.widths)
-        for field in ("head_width", "noise_features", "condition_width", "augment", "groups"):
+        for field in ("head_width", "noise_features", "condition_width", "augment"):
             if getattr(self, field) is not None:
                 check_positive(f"NCSNpp.{field}", getattr(self, field))
         for sides in (self.attend_down, self.attends_up):
@@ -186,11 +161,6 @@ class NCSNpp(nn.Module, kw_only=True):
         """Width of the noise level's embedding."""
         waves = 1 if self.embedding == "positional" else 2
         return self.noise_features or waves * self.channels
-
-    @property
-    def level_groups(self) -> int | None:
-        """Groups of attention's normalisation outside the middle."""
-        return HUB_GROUPS if self.hub_groups else None
 
     @nn.nowrap
     def check_size(self, shape: tuple[int, ...]) -> None:
@@ -237,7 +207,7 @@ class NCSNpp(nn.Module, kw_only=True):
                 name = f"down{level}_{i}"
                 h = self.residual(f"{name}_residual", width, train)(h, c)
                 if self.attend_down[level]:
-                    h = self.attend(f"{name}_attention", h, groups=self.level_groups)
+                    h = self.attend(f"{name}_attention", h)
                 skips.append(h)
         return h, skips
 
@@ -258,15 +228,10 @@ class NCSNpp(nn.Module, kw_only=True):
     @nn.nowrap
     def centred(self, h: Array, c: Array, train: bool) -> Array:
         """The middle: a block, attention, a block."""
-        width, middle = h.shape[-1], self.middle
-        rescale = self.rescale if middle.rescale is None else middle.rescale
-        options = {"rescale": rescale, "groups": self.groups}
-        h = self.residual("middle_0_residual", width, train, **options)(h, c)
-        if middle.attention:
-            options["groups"] = middle.attention_groups or self.groups
-            h = self.attend("middle_0_attention", h, normalise=middle.normalise, **options)
-            options["groups"] = self.groups
-        return self.residual("middle_1_residual", width, train, **options)(h, c)
+        width = h.shape[-1]
+        h = self.residual("middle_0_residual", width, train)(h, c)
+        h = self.attend("middle_0_attention", h)
+        return self.residual("middle_1_residual", width, train)(h, c)
 
     @nn.nowrap
     def up(self, h: Array, skips: list[Array], c: Array, train: bool, channels: int) -> Array:
@@ -274,13 +239,10 @@ class NCSNpp(nn.Module, kw_only=True):
         pyramid = None
         for level, width in reversed(list(enumerate(self.widths))):
             for i in range(self.blocks + 1):
-                skip = skips.pop()
-                wide = self.hub_groups and self.attends_up[level]
-                groups = min(HUB_GROUPS, h.shape[-1] + skip.shape[-1] // 4) if wide else None
-                block = self.residual(f"up{level}_{i}_residual", width, train, groups_in=groups)
-                h = block(jnp.concatenate([h, skip], axis=-1), c)
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self.residual(f"up{level}_{i}_residual", width, train)(h, c)
             if self.attends_up[level]:
-                h = self.attend(f"up{level}_attention", h, groups=self.level_groups)
+                h = self.attend(f"up{level}_attention", h)
             h, pyramid = self.collected(h, pyramid, level, channels)
             if level:
                 h = self.residual(f"up{level}_double", h.shape[-1], train, resample="up")(h, c)
@@ -310,34 +272,21 @@ class NCSNpp(nn.Module, kw_only=True):
     def image(self, h: Array, norm: str, conv: str, channels: int) -> Array:
         """An image of `channels` from features, in float32; it starts at zero."""
         h = h.astype(island(self.dtype))
-        groups = self.groups if norm == "norm_out" else None
-        h = group_norm(h.shape[-1], h.dtype, norm, groups=groups, epsilon=self.epsilon)(h)
+        h = group_norm(h.shape[-1], h.dtype, norm, epsilon=self.epsilon)(h)
         return conv3(channels, h.dtype, conv, init=ZEROS)(nn.silu(h))
 
     @nn.nowrap
-    def residual(
-        self,
-        name: str,
-        width: int,
-        train: bool,
-        *,
-        resample: str = "none",
-        rescale: float | None = None,
-        groups: int | None = None,
-        groups_in: int | None = None,
-    ) -> nn.Module:
+    def residual(self, name: str, width: int, train: bool, *, resample: str = "none") -> nn.Module:
         """A residual block, (h, c) -> h of `width` channels."""
-        return checkpointed(GroupedResBlock, self.remat)(
+        return checkpointed(ResBlock, self.remat)(
             features=width,
             dropout=self.dropout,
             scale_shift=self.scale_shift,
-            groups=groups,
-            groups_in=groups_in,
             epsilon=self.epsilon,
             act=self.act,
             resample=resample,
             taps=self.taps,
-            rescale=self.rescale if rescale is None else rescale,
+            rescale=self.rescale,
             project=resample != "none",
             dtype=self.dtype,
             train=train,
@@ -345,15 +294,7 @@ class NCSNpp(nn.Module, kw_only=True):
         )
 
     @nn.nowrap
-    def attend(
-        self,
-        name: str,
-        h: Array,
-        *,
-        rescale: float | None = None,
-        groups: int | None = None,
-        normalise: bool = True,
-    ) -> Array:
+    def attend(self, name: str, h: Array) -> Array:
         """Attention over the positions of h."""
         width = h.shape[-1]
         if width % (self.head_width or width):
@@ -362,10 +303,8 @@ class NCSNpp(nn.Module, kw_only=True):
             )
         block = checkpointed(AttentionBlock, self.remat)(
             heads=width // (self.head_width or width),
-            groups=groups,
             epsilon=self.epsilon,
-            normalise=normalise,
-            rescale=self.rescale if rescale is None else rescale,
+            rescale=self.rescale,
             dtype=self.dtype,
             kernel=self.attention_kernel,
             name=name,

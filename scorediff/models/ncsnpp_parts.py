@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from scorediff.models.blocks import XAVIER, ResBlock, group_norm
+from scorediff.models.blocks import XAVIER
 from scorediff.models.embeddings import FourierFeatures, island, sinusoid
 from scorediff.types import Array, Cond
 
@@ -117,17 +117,3 @@ def smoothed(x: Array, taps: tuple[int, ...], axis: int, spare: int) -> Array:
     x = jnp.pad(x, widths)
     parts = [lax.slice_in_dim(x, i, i + size, axis=axis) for i in range(len(taps))]
     return sum(tap / sum(taps) * part for tap, part in zip(taps, parts, strict=True))
-
-
-class GroupedResBlock(ResBlock, kw_only=True):
-    """A residual block whose two normalisations need not have the same groups.
-
-    groups_in: of the first; None as `groups` says.
-    """
-
-    groups_in: int | None = None
-
-    @nn.nowrap
-    def norm(self, channels: int, name: str) -> nn.GroupNorm:
-        groups = (self.groups_in if name == "norm_in" else None) or self.groups
-        return group_norm(channels, self.dtype, name, groups=groups, epsilon=self.epsilon)

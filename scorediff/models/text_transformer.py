@@ -54,7 +54,8 @@ class TextTransformer(nn.Module, kw_only=True):
     """x + matrix(layers(matrix(norm x))) over the positions of [b, h, w, c], told the text.
 
     The layers' parameters are stacked on axis 0 and the layers are scanned. The last matrix starts
-    at zero. groups: of the normalisation in front, whose epsilon is 1e-6.
+    at zero. groups: of the normalisation in front, whose epsilon is 1e-6. Where heads do not divide
+    the channels, tokens are as wide as the largest whole number of them a head allows.
     """
 
     depth: int
@@ -68,7 +69,8 @@ class TextTransformer(nn.Module, kw_only=True):
     def __call__(self, x: Array, text: Array, bias: Array | None) -> Array:
         b, _, _, c = x.shape
         h = group_norm(c, self.dtype, "norm", groups=self.groups)(x).reshape(b, -1, c)
-        h = nn.Dense(c, dtype=self.dtype, kernel_init=XAVIER, name="matrix_in")(h)
+        inner = c // self.heads * self.heads
+        h = nn.Dense(inner, dtype=self.dtype, kernel_init=XAVIER, name="matrix_in")(h)
         h, _ = self.layers()(h, text, bias)
         h = nn.Dense(c, dtype=self.dtype, kernel_init=ZEROS, name="matrix_out")(h)
         return x + h.reshape(x.shape)

@@ -30,6 +30,7 @@ from scorediff.models.resample import upsample
 from scorediff.models.text_transformer import TextTransformer
 from scorediff.types import Array, Cond
 
+MIDDLES = ("text", "block", "none")
 PARTITION: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"residual/(conv_in|condition)/kernel$", ("fsdp", "tensor")),
     (r"residual/conv_out/kernel$", ("tensor", "fsdp")),
@@ -116,11 +117,14 @@ class Trunk(nn.Module, kw_only=True):
     channels:          width of each level; every further level halves the image.
     blocks:            residual blocks of each level going down.
     depth:             layers of the transformer behind each residual block, by level; 0: none.
-    middle_depth:      the same in the middle, which always has one.
+    middle:            "text" (a transformer between two residual blocks), "block" (one residual
+                       block) or "none".
+    middle_depth:      layers of the middle's transformer.
     heads:             attention heads of each level; the middle has the last level's.
     text_width:        channels of cond["text"] [b, n, text_width], which must be given;
                        cond["text_mask"] [b, n] (1 keep, 0 drop) may be.
     in_channels:       channels of x.
+    condition_width:   of the condition; None: 4 channels[0].
     num_classes:       rows of a table of classes; cond["label"] [b] must then be given.
     guidance_width:    channels of cond["guidance"], which must then be given.
     added_width:       width of cond["pooled"] [b, d] and of the sinusoids of cond["sizes"] [b, k]
@@ -145,10 +149,12 @@ class Trunk(nn.Module, kw_only=True):
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     depth: tuple[int, ...] = (1, 1, 1, 0)
+    middle: str = "text"
     middle_depth: int = 1
     heads: tuple[int, ...] = (8, 8, 8, 8)
     text_width: int = 768
     in_channels: int = 4
+    condition_width: int | None = None
     num_classes: int | None = None
     guidance_width: int | None = None
     added_width: int | None = None
@@ -172,11 +178,12 @@ class Trunk(nn.Module, kw_only=True):
         check_computation(self)
         check_choice(f"{name}.act", self.act, ACTIVATIONS)
         check_choice(f"{name}.halve_padding", self.halve_padding, (0, 1))
+        check_choice(f"{name}.middle", self.middle, MIDDLES)
         check_positive(f"{name}.channels", len(self.channels), *self.channels)
         check_positive(f"{name}.blocks", *self.blocks)
         check_positive(f"{name}.heads", *self.heads)
         check_positive(f"{name}.middle_depth", self.middle_depth)
-        for field in ("num_classes", "guidance_width", "added_width"):
+        for field in ("num_classes", "guidance_width", "added_width", "condition_width"):
             check_positive(f"{name}.{field}", getattr(self, field) or 1)
         for field in ("blocks", "depth", "heads"):
             self.check_levels(field, getattr(self, field))
@@ -202,10 +209,10 @@ class Trunk(nn.Module, kw_only=True):
 
     @nn.nowrap
     def told(self, noise: Array, cond: Cond) -> Array:
-        """The condition after its activation, [b, 4 channels[0]]."""
+        """The condition after its activation, [b, condition_width]."""
         condition = TextConditioning(
             features=self.channels[0],
-            width=4 * self.channels[0],
+            width=self.condition_width or 4 * self.channels[0],
             num_classes=self.num_classes,
             guidance_width=self.guidance_width,
             added_width=self.added_width,
@@ -248,9 +255,14 @@ class Trunk(nn.Module, kw_only=True):
         return h, skips
 
     @nn.nowrap
-    def middle(self, h: Array, c: Array, text: tuple, train: bool) -> Array:
+    def across(self, h: Array, c: Array, text: tuple, train: bool) -> Array:
+        """The middle, at the coarsest level."""
+        if self.middle == "none":
+            return h
         level, width, rescale = len(self.channels) - 1, h.shape[-1], self.middle_rescale
         h = self.residual(h, c, train, "middle_0_residual", width, rescale)
+        if self.middle == "block":
+            return h
         h = self.read(h, text, "middle_0_attention", level, self.middle_depth)
         return self.residual(h, c, train, "middle_1_residual", width, rescale)
 
@@ -302,6 +314,8 @@ class TextUNet(Trunk, kw_only=True):
     up_depth:     layers of the transformers on the way up, by level (the first level first); None:
                   as on the way down.
     out_channels: None gives as many as x has.
+    side_in, side_out: odd sides of the windows of the first and the last convolution.
+    centre_input: x comes in [0, 1] and is made 2 x - 1.
 
     cond["control"] = {"skips": one array for each activation of the encoder, "middle": array} is
     added to those activations and to the middle's (ControlNet, arXiv 2302.05543, section 3.2).
@@ -311,8 +325,15 @@ class TextUNet(Trunk, kw_only=True):
 
     up_depth: tuple[int, ...] | None = None
     out_channels: int | None = None
+    side_in: int = 3
+    side_out: int = 3
+    centre_input: bool = False
 
     def __post_init__(self):
+        if self.side_in % 2 != 1 or self.side_out % 2 != 1:
+            raise UserError(
+                f"TextUNet.side_in and side_out must be odd, got {self.side_in}, {self.side_out}"
+            )
         if self.up_depth is not None:
             self.check_levels("up_depth", self.up_depth)
         check_positive("TextUNet.out_channels", self.out_channels or 1)
@@ -323,7 +344,7 @@ class TextUNet(Trunk, kw_only=True):
         self.check_size(x)
         c, text = self.told(noise, cond), self.text(cond)
         h, skips = self.down(self.enter(x), c, text, train)
-        h = self.middle(h, c, text, train)
+        h = self.across(h, c, text, train)
         if "control" in cond:
             h, skips = self.controlled(h, skips, cond["control"])
         h = self.up(h, skips, c, text, train).astype(island(self.dtype))
@@ -331,7 +352,13 @@ class TextUNet(Trunk, kw_only=True):
             h.shape[-1], h.dtype, "norm_out", groups=self.groups, epsilon=self.epsilon
         )
         h = ACTIVATIONS[self.act](norm(h))
-        return conv3(self.out_channels or x.shape[-1], h.dtype, "conv_out", init=ZEROS)(h)
+        channels = self.out_channels or x.shape[-1]
+        return conv3(channels, h.dtype, "conv_out", init=ZEROS, side=self.side_out)(h)
+
+    @nn.nowrap
+    def enter(self, x: Array) -> Array:
+        x = (2 * x - 1 if self.centre_input else x).astype(self.dtype)
+        return conv3(self.channels[0], self.dtype, "conv_in", side=self.side_in)(x)
 
     @nn.nowrap
     def controlled(self, h: Array, skips: list[Array], control) -> tuple[Array, list[Array]]:

@@ -27,7 +27,7 @@ from scorediff.models.blocks import (
     conv3,
     group_norm,
 )
-from scorediff.models.embeddings import NULL_CLASSES, Conditioning, island
+from scorediff.models.embeddings import LABEL_KINDS, NULL_CLASSES, Conditioning, island
 from scorediff.models.resample import downsample, upsample
 from scorediff.types import Array, Cond
 
@@ -71,6 +71,8 @@ class UNet(nn.Module, kw_only=True):
                       the decoder; both or neither.
     heads:            attention heads.
     head_width:       instead, as many heads as fit of at least this width (ADM: 64).
+    exact_heads:      they are of exactly this width: where it does not divide a level's channels,
+                      queries, keys and values are narrower than the level.
     halve, double:    what leads from level to level, one for all or one a step, finest first:
                       "conv" (a strided convolution; doubling and a convolution), "block" (a
                       residual block that changes size, as in ADM) or "pool" (no parameters).
@@ -94,7 +96,7 @@ class UNet(nn.Module, kw_only=True):
     fourier:          the noise level is sigma itself: random Fourier features of its logarithm, and
                       the output is divided by it (NCSN++, arXiv 2011.13456, appendix H.1).
     num_classes:      classes 0 .. n - 1 are cond["label"], n is the null class; None: no classes.
-    null_class:       "learned", "zero" or "refused", see `embeddings.Conditioning`.
+    null_class, label_kind: see `embeddings.Conditioning`.
 
     Image
     in_channels:      channels of x; None: as x comes.
@@ -118,6 +120,7 @@ class UNet(nn.Module, kw_only=True):
     attend_up: tuple[bool, ...] | None = None
     heads: int = 1
     head_width: int | None = None
+    exact_heads: bool = False
     halve: str | tuple[str, ...] = "conv"
     double: str | tuple[str, ...] = "conv"
     halve_padding: str = "end"
@@ -136,6 +139,7 @@ class UNet(nn.Module, kw_only=True):
     fourier: bool = False
     num_classes: int | None = None
     null_class: str = "learned"
+    label_kind: str = "class"
     in_channels: int | None = None
     out_channels: int | None = None
     centre_input: bool = False
@@ -160,6 +164,7 @@ class UNet(nn.Module, kw_only=True):
         check_choice("UNet.middle", self.middle, MIDDLES)
         check_choice("UNet.act", self.act, ACTIVATIONS)
         check_choice("UNet.null_class", self.null_class, NULL_CLASSES)
+        check_choice("UNet.label_kind", self.label_kind, LABEL_KINDS)
         for field in ("halve", "double"):
             for step in one_a_step(getattr(self, field), len(self.multipliers) - 1, field):
                 check_choice(f"UNet.{field}", step, STEPS)
@@ -204,14 +209,7 @@ class UNet(nn.Module, kw_only=True):
         x = x.astype(self.dtype)
         h, skips = self.down(2 * x - 1 if self.centre_input else x, c, levels, train)
         h = self.across(h, c, train)
-        h = self.up(h, skips, c, levels, train).astype(island(self.dtype))
-        norm = group_norm(
-            h.shape[-1], h.dtype, "norm_out", groups=self.groups, epsilon=self.epsilon
-        )
-        last = conv3(
-            self.out_channels or x.shape[-1], h.dtype, "conv_out", init=ZEROS, rank=h.ndim - 2
-        )
-        y = last(nn.silu(norm(h)))
+        y = self.decoded(h, skips, c, levels, train, self.out_channels or x.shape[-1])
         if self.fourier:
             y = y / noise.astype(y.dtype).reshape(-1, *(1,) * (y.ndim - 1))
         return y
@@ -251,6 +249,7 @@ class UNet(nn.Module, kw_only=True):
             sin_first=self.sin_first,
             fourier=self.fourier,
             null_class=self.null_class,
+            label_kind=self.label_kind,
             dtype=self.dtype,
             name="condition",
         )
@@ -295,6 +294,29 @@ class UNet(nn.Module, kw_only=True):
             if i:
                 h = self.doubled(h, c, level.double, f"up{i}_double", train)
         return h
+
+    @nn.nowrap
+    def decoded(
+        self,
+        h: Array,
+        skips: list[Array],
+        c: Array,
+        levels: Sequence[Level],
+        train: bool,
+        channels: int,
+    ) -> Array:
+        """The decoder, to an image of `channels`."""
+        return self.image(self.up(h, skips, c, levels, train), "norm_out", "conv_out", channels)
+
+    @nn.nowrap
+    def image(
+        self, h: Array, norm: str, conv: str, channels: int, *, groups: int | None = None
+    ) -> Array:
+        """An image of `channels` from features, in float32; it starts at zero."""
+        h = h.astype(island(self.dtype))
+        groups = groups or self.groups
+        normal = group_norm(h.shape[-1], h.dtype, norm, groups=groups, epsilon=self.epsilon)(h)
+        return conv3(channels, h.dtype, conv, init=ZEROS, rank=h.ndim - 2)(nn.silu(normal))
 
     @nn.nowrap
     def halved(self, h: Array, c: Array, step: str, name: str, train: bool) -> Array:
@@ -347,6 +369,7 @@ class UNet(nn.Module, kw_only=True):
         """Attention with the network's settings, without normalisation at 0 groups: h -> h."""
         return checkpointed(AttentionBlock, self.remat)(
             heads=self.heads_of(width),
+            head_width=self.head_width if self.exact_heads else None,
             groups=groups,
             epsilon=self.epsilon,
             normalise=groups != 0,

@@ -1,4 +1,4 @@
-"""NCSNpp in diffusers' and EDM's layouts: configs both ways, names, sizes, refusals."""
+"""NCSNpp in EDM's layout: configs both ways, names, sizes, refusals."""
 
 import dataclasses
 import math
@@ -9,29 +9,14 @@ import pytest
 
 from scorediff.errors import UserError
 from scorediff.interop import edm, files, formats, layout
-from scorediff.interop.unet2d_skip import UNET2D_SKIP
-from scorediff.models.ncsnpp import Middle
 
 pytestmark = (
     pytest.mark.slow
 )  # tests/parity and tests/models/test_promises.py stand for it in every run
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity"
-SKIP = files.read_json(FIXTURES / "unet2d_ncsnpp_skip" / "config.json")
 SONG = files.read_json(FIXTURES / "original" / "edm_ncsnpp" / "config.json")
 PLAIN = files.read_json(FIXTURES / "original" / "edm_ddpmpp" / "config.json")
-OTHER_SKIPS = {
-    "three levels": {
-        "block_out_channels": [32, 32, 48],
-        "down_block_types": ["SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D"],
-        "up_block_types": ["SkipUpBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"],
-        "layers_per_block": 2,
-        "attention_head_dim": 8,
-    },
-    "classes": {"num_class_embeds": 5, "act_fn": "gelu", "center_input_sample": True},
-    "scale and shift": {"resnet_time_scale_shift": "scale_shift", "norm_num_groups": 4},
-    "positions": {"time_embedding_type": "positional", "add_attention": False, "out_channels": 6},
-}
 OTHER_SONGS = {
     "pyramids": {"encoder_type": "skip", "decoder_type": "skip", "channel_mult": [1, 2, 2]},
     "labels": {"label_dim": 4, "augment_dim": 3, "num_blocks": 2, "attn_resolutions": [16, 8]},
@@ -47,16 +32,6 @@ def check_there_and_back(format, config):
     names = [name for link in links.values() for row in link.names for name in row]
     assert len(names) == len(set(names)) >= len(shapes)
     return names
-
-
-@pytest.mark.parametrize("kind", OTHER_SKIPS)
-def test_configs_of_unet2dmodel_go_there_and_back(kind):
-    names = check_there_and_back(UNET2D_SKIP, SKIP | OTHER_SKIPS[kind])
-    assert ("class_embedding.weight" in names) == (kind == "classes")
-    assert ("mid_block.attentions.0.to_q.weight" in names) == (kind != "positions")
-    # diffusers leaves the middle's normalisation out where scale and shift have no own groups
-    normalised = "mid_block.attentions.0.group_norm.weight" in names
-    assert normalised == (kind not in ("positions", "scale and shift"))
 
 
 @pytest.mark.parametrize("kind", OTHER_SONGS)
@@ -110,21 +85,6 @@ def test_iddpm_levels_are_those_of_the_cosine_schedule():
     np.testing.assert_allclose(1 / (1 + u[1:] ** 2), relative[1:], rtol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (SKIP | {"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "DownBlock2D beside"),
-        (SKIP | {"time_embedding_type": "learned"}, "time_embedding_type='learned' is not"),
-        (SKIP | {"class_embed_type": "timestep"}, "class_embed_type='timestep' is not"),
-        (SKIP | {"layers": 3}, "a field that is not known here: layers"),
-        (SKIP | {"block_out_channels": [8, 16, 16]}, "is not one number a block"),
-    ],
-)
-def test_configs_that_are_not_supported_are_refused_by_name(config, message):
-    with pytest.raises(UserError, match=message):
-        UNET2D_SKIP.network(config)
-
-
 def test_edm_configs_that_are_not_supported_are_refused_by_name():
     with pytest.raises(UserError, match="model_type='DhariwalUNet' is not supported"):
         edm.EDM.network(SONG | {"model_type": "DhariwalUNet"})
@@ -138,7 +98,6 @@ def test_edm_configs_that_are_not_supported_are_refused_by_name():
     ("fields", "message"),
     [
         ({"rescale": 1.0}, "cannot have rescale=1.0, it would be 1.414"),
-        ({"middle": Middle(attention=False)}, "cannot have middle="),
         ({"image_size": None}, "NCSNpp.image_size must be known"),
         ({"noise_features": 12}, "no width of 12 with 8 channels"),
     ],

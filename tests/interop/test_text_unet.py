@@ -80,6 +80,8 @@ def test_a_config_comes_back_as_the_same_network(name):
         {"up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"]},
         {"num_class_embeds": 5, "in_channels": 9, "act_fn": "gelu", "downsample_padding": 0},
         {"resnet_time_scale_shift": "scale_shift", "flip_sin_to_cos": False, "freq_shift": 1},
+        {"mid_block_type": None, "conv_in_kernel": 5, "conv_out_kernel": 1},
+        {"mid_block_type": "UNetMidBlock2D", "time_embedding_dim": 20, "center_input_sample": True},
         {"mid_block_scale_factor": 2, "dropout": 0.1, "upcast_attention": True},
     ],
 )
@@ -96,6 +98,12 @@ def test_depths_go_up_in_the_reverse_order():
     assert (network.depth, network.middle_depth, network.up_depth) == ((1, 2, 0), 3, (0, 2, 3))
     fields["reverse_transformer_layers_per_block"] = [5, 4, 7]
     assert TEXT_UNET.network(config("unet_sd15") | fields).up_depth == (0, 4, 5)
+
+
+def test_the_original_files_have_one_kind_of_middle():
+    network = TEXT_UNET.network(config("unet_sd15") | {"mid_block_type": None})
+    with pytest.raises(UserError, match="have a middle that reads the text"):
+        formats.known("ldm/UNetModel").entries(network)
 
 
 def test_a_middle_of_its_own_depth_cannot_be_written():
@@ -138,7 +146,7 @@ def test_missing_and_extra_tensors_are_refused_by_name():
         ({"block_out_chanels": [8]}, "not known here: block_out_chanels; did you mean block_out_"),
         ({"class_embed_type": "projection"}, "class_embed_type='projection' is not supported"),
         ({"encoder_hid_dim": 4096}, "encoder_hid_dim=4096 is not supported"),
-        ({"mid_block_type": None}, "mid_block_type=None is not supported"),
+        ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "mid_block_type='UNetMid.*is not"),
         ({"num_attention_heads": 4}, "num_attention_heads=4 is not supported"),
         ({"act_fn": "tanh"}, "act_fn='tanh' is not supported"),
         ({"attention_head_dim": [2, 4]}, "attention_head_dim should have 3 values"),

@@ -1,5 +1,6 @@
 """UNet2DModel: configs both ways, names old and new, and what is refused by name."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from scorediff.errors import UserError
-from scorediff.interop import files, formats
+from scorediff.interop import files, formats, layout
 from scorediff.interop.unet2d import UNET2D, modern
+from scorediff.interop.unets import refuse_difference
 from scorediff.models import UNet
 
 pytestmark = (
@@ -18,7 +20,8 @@ pytestmark = (
 )  # tests/parity and tests/models/test_promises.py stand for it in every run
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity"
-NAMES = ["unet2d_ddpm", "unet2d_class", "unet2d_adm", "unet2d_modern"]
+NAMES = ["unet2d_ddpm", "unet2d_class", "unet2d_adm", "unet2d_modern", "unet2d_ncsnpp"]
+SKIP = files.read_json(FIXTURES / "unet2d_ncsnpp_skip" / "config.json")
 
 
 def config_of(name, **changed):
@@ -58,6 +61,98 @@ def test_every_block_says_whether_it_attends_and_how_it_steps():
     assert UNET2D.network(UNET2D.config(network)) == network
 
 
+SIDES = ("down_block_types", "up_block_types")
+SKIPS = {
+    "three levels": {
+        "block_out_channels": [32, 32, 48],
+        "down_block_types": ["SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D"],
+        "up_block_types": ["SkipUpBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"],
+        "layers_per_block": 2,
+        "attention_head_dim": 8,
+    },
+    "classes": {"num_class_embeds": 5, "act_fn": "gelu", "center_input_sample": True},
+    "scale and shift": {"resnet_time_scale_shift": "scale_shift", "norm_num_groups": 4},
+    "positions": {"time_embedding_type": "positional", "add_attention": False, "out_channels": 6},
+    "beside others": {
+        "block_out_channels": [32, 32, 16],
+        "down_block_types": ["SkipDownBlock2D", "AttnDownBlock2D", "SkipDownBlock2D"],
+        "up_block_types": ["ResnetUpsampleBlock2D", "AttnSkipUpBlock2D", "SkipUpBlock2D"],
+        "norm_num_groups": 4,
+        "downsample_type": "resnet",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SKIPS)
+def test_configs_with_skip_blocks_go_there_and_back(kind):
+    config = SKIP | SKIPS[kind]
+    network = UNET2D.network(config)
+    written = UNET2D.config(network)
+    assert UNET2D.network(written) == network
+    assert [written[side] for side in SIDES] == [config[side] for side in SIDES]
+    shapes = formats.shapes(UNET2D, network)
+    links = layout.links(UNET2D.entries(network), shapes)
+    names = [name for link in links.values() for row in link.names for name in row]
+    assert len(names) == len(set(names)) >= len(shapes)
+    assert ("class_embedding.weight" in names) == (kind == "classes")
+    # diffusers leaves the middle's normalisation out where scale and shift have no own groups
+    normalised = "mid_block.attentions.0.group_norm.weight" in names
+    assert normalised == (kind not in ("positions", "scale and shift"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        (
+            {"class_embed_type": "timestep"},
+            {"class_embedding.linear_1", "class_embedding.linear_2"},
+        ),
+        ({"class_embed_type": "identity"}, set()),
+        ({"num_class_embeds": 3}, {"class_embedding"}),
+    ],
+)
+def test_what_stands_in_place_of_a_class_goes_there_and_back(fields, names):
+    network = UNET2D.network(config_of("unet2d_class", num_class_embeds=None) | fields)
+    assert UNET2D.network(UNET2D.config(network)) == network
+    shapes = formats.shapes(UNET2D, network)
+    links = layout.links(UNET2D.entries(network), shapes).values()
+    found = {name.rpartition(".")[0] for link in links for row in link.names for name in row}
+    assert {name for name in found if name.startswith("class_embedding")} == names
+
+
+def test_heads_that_leave_channels_out_make_narrow_queries():
+    fields = {"attention_head_dim": 5, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"]}
+    network = UNET2D.network(config_of("unet2d_class") | fields)
+    assert UNET2D.network(UNET2D.config(network)) == network
+    shapes = formats.shapes(UNET2D, network)
+    assert shapes["down1_0_attention/attention/qkv/kernel"] == (16, 3 * 15)
+    assert shapes["down1_0_attention/attention/out/kernel"] == (15, 16)
+
+
+def test_the_oldest_names_of_blocks_are_read():
+    fields = {"down_block_types": ["UNetResDownBlock2D", "UNetResAttnDownBlock2D"]}
+    network = UNET2D.network(config_of("unet2d_class") | fields)
+    assert network.attend_down == (False, True)
+
+
+def test_a_level_of_ncsnpp_does_not_fit_below_another_kind():
+    with pytest.raises(UserError, match="skip_down: a skip level below another kind"):
+        UNET2D.network(
+            SKIP
+            | SKIPS["beside others"]
+            | {"down_block_types": ["DownBlock2D", "SkipDownBlock2D", "DownBlock2D"]}
+        )
+    with pytest.raises(UserError, match="norm_num_groups must be a number unless"):
+        UNET2D.network(SKIP | SKIPS["beside others"] | {"norm_num_groups": None})
+
+
+def test_a_network_with_levels_of_ncsnpp_is_no_other_class():
+    network = UNET2D.network(SKIP | SKIPS["beside others"])
+    plain = UNet(**{f.name: getattr(network, f.name) for f in dataclasses.fields(UNet)})
+    with pytest.raises(UserError, match="a class cannot have skip levels"):
+        refuse_difference("a class", network, plain)
+
+
 @pytest.mark.parametrize(
     ("name", "groups", "want"),
     [
@@ -87,9 +182,9 @@ def test_absent_fields_have_the_defaults_of_the_class():
         ({"norm_groups": 4}, "not known here: norm_groups.*norm_num_groups"),
         ({"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"]}, "'CrossAttnDownBlock2D'"),
         ({"up_block_types": ["UpBlock2D"]}, "got 2, 1 and 2"),
-        ({"attention_head_dim": 3}, "attention_head_dim=3 does not divide a level's 16"),
-        ({"norm_num_groups": None}, "norm_num_groups must be a number"),
-        ({"class_embed_type": "timestep"}, "class_embed_type='timestep' is not supported"),
+        ({"attention_head_dim": 32}, "attention_head_dim=32 is more than a level's 16"),
+        ({"norm_num_groups": None}, "norm_num_groups must be a number unless"),
+        ({"class_embed_type": "projection"}, "class_embed_type='projection' is not supported"),
         ({"time_embedding_type": "learned"}, "time_embedding_type='learned' is not supported"),
         ({"resnet_time_scale_shift": "ada_group"}, "resnet_time_scale_shift='ada_group'"),
     ],

@@ -8,6 +8,7 @@ from functools import partial
 import jax.numpy as jnp
 import numpy as np
 
+from scorediff.models.mixed_unet import MixedUNet
 from scorediff.models.unet import UNet
 
 RNG = np.random.default_rng(0)
@@ -56,6 +57,23 @@ NETWORKS = {
         draw(3, 4, 4, 2),
         NOISE,
         LABEL,
+    ),
+    "unet_skip_levels": (
+        partial(
+            MixedUNet,
+            channels=8,
+            multipliers=(4, 2),
+            blocks=1,
+            **BOTH,
+            head_width=5,
+            exact_heads=True,
+            skip_down=(True, False),
+            skip_up=(True, False),
+            label_kind="noise",
+        ),
+        draw(3, 4, 4, 2),
+        NOISE,
+        {"label": jnp.array([3.0, 4.5, 90.0])},
     ),
     "unet_signal": (partial(SMALL, **BOTH, heads=2), draw(3, 8, 2), NOISE, None),
     "unet_video": (partial(SMALL, **BOTH, heads=2), draw(3, 2, 4, 4, 2), NOISE, None),

@@ -73,3 +73,25 @@ def test_no_label_is_the_null_class(labelled):
 def test_a_label_outside_the_table_is_nan_not_a_neighbour(labelled):
     rows = np.asarray(labelled([4, 2]))
     assert np.isnan(rows[0]).all() and np.isfinite(rows[1]).all()
+
+
+@pytest.mark.parametrize("fourier", [False, True])
+def test_a_second_number_goes_the_way_of_the_noise_level_through_its_own_perceptron(fourier):
+    module = Conditioning(features=8, width=12, label_kind="noise", fourier=fourier)
+    noise, cond = jnp.array([0.5, 30.0]), {"label": jnp.array([30.0, 0.5])}
+    params = module.init(jax.random.key(0), noise, cond)["params"]
+    same = params | {"label_in": params["noise_in"], "label_out": params["noise_out"]}
+    both = module.apply({"params": same}, noise, cond)
+    np.testing.assert_allclose(both[0], both[1], rtol=1e-5)  # one sum in two orders
+    alone = module.clone(label_kind="class").apply({"params": params}, noise, None)
+    np.testing.assert_allclose(both[0], alone[0] + alone[1], rtol=1e-5, atol=1e-6)
+
+
+def test_a_vector_in_place_of_a_class_is_added_and_must_be_given():
+    module = Conditioning(features=8, width=12, label_kind="vector")
+    noise, cond = jnp.array([0.5, 30.0]), {"label": jnp.ones((2, 12))}
+    params = module.init(jax.random.key(0), noise, cond)
+    alone = module.clone(label_kind="class").apply(params, noise, None)
+    np.testing.assert_allclose(module.apply(params, noise, cond), alone + 1, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match=r'Conditioning needs cond\["label"\]'):
+        module.apply(params, noise, None)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scorediff.errors import UserError
-from scorediff.models.ncsnpp import Middle, NCSNpp
+from scorediff.models.ncsnpp import NCSNpp
 from scorediff.models.ncsnpp_parts import FilteredHalving, NoiseCondition
 from tests.models.small_ncsnpp import NETWORKS
 
@@ -105,9 +105,8 @@ def test_pyramids_have_their_parameters_at_every_level():
 def test_decoder_attends_after_its_last_block_only():
     names = {n for n in shapes(NCSNpp(**SMALL)) if n.endswith("attention")}
     assert names == {"down1_0_attention", "middle_0_attention", "up1_attention"}
-    network = NCSNpp(**SMALL, attend_up=(True, False), middle=Middle(attention=False))
-    names = {n for n in shapes(network) if n.endswith("attention")}
-    assert names == {"down1_0_attention", "up0_attention"}
+    names = {n for n in shapes(NCSNpp(**SMALL, attend_up=(True, False))) if n.endswith("attention")}
+    assert names == {"down1_0_attention", "middle_0_attention", "up0_attention"}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Recorded networks of the original classes: the smallest always, all in the slow tests."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -22,6 +23,16 @@ def quick_compilation():
 
 def test_every_recorded_case_is_covered():
     assert [f.name for f in fixtures(ROOT) if not runner_of(f)] == [] and len(NAMES) >= 40
+
+
+def test_a_refused_fixture_is_one_failure_and_the_others_go_on(tmp_path):
+    for name in ("first", "second"):
+        shutil.copytree(ROOT / "fmt_bf16", tmp_path / name)
+    config = tmp_path / "first" / "config.json"
+    config.write_text(config.read_text().replace('"silu"', '"tanh"'))
+    results = list(replay(tmp_path))
+    assert [(r.fixture, r.check) for r in results if not r.passed] == [("first", "runs")]
+    assert sum(r.fixture == "second" for r in results) == 3
 
 
 @pytest.mark.parametrize(

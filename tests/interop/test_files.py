@@ -181,7 +181,7 @@ def test_damaged_safetensors_are_refused(tmp_path, data):
         ({"_class_name": "UNet2DModel"}, "UNet2DModel"),
         (
             {"_class_name": "UNet2DModel", "down_block_types": ["SkipDownBlock2D"]},
-            "UNet2DModel (NCSN++)",
+            "UNet2DModel",
         ),
         ({"architectures": ["T5EncoderModel"]}, "T5EncoderModel"),
         (

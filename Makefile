@@ -5,9 +5,6 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/digits
 export TFDS_DATA_DIR ?= $(CURDIR)/data_dir
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
-# On a CPU, XLA asks the C library for a step's memory anew each time. In pages of 2 MiB instead of
-# 4 KiB, a step of the benchmark's networks spends a sixth of the system time that it spent before.
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 # XLA runs a small convolution on one CPU core; sampling is cut over devices, so two use two cores
 # (measured: the evaluation takes 155 s instead of 242 s). Without effect on an accelerator.

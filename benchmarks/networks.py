@@ -6,18 +6,12 @@ pass and the training step (loss, gradient, Adam) are timed in one run, interlea
 of the medians are printed: below 1, ours is the faster. On a GPU both compute in bfloat16, PyTorch
 compiled, and the share of the device's peak is printed where --peak names it.
 
-On Linux the C library is asked for large pages, as the Makefile does: XLA on a CPU takes a step's
-memory anew each time, and small pages cost it more than PyTorch, which keeps its own. Both sides
-run in the same process; GLIBC_TUNABLES= in the environment leaves the pages as they are.
-
 Needs the extra "bench": pip install 'scorediff[bench]'
 """
 
 import argparse
-import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -177,13 +171,6 @@ def theirs(name: str, network: nn.Module, params: Any, inputs: Inputs, device: s
     return Side(forward, step)
 
 
-def with_large_pages() -> None:
-    """Start again with large pages, unless the environment says what the C library is to do."""
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-        os.execve(sys.executable, sys.orig_argv, environment)
-
-
 def seconds(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
@@ -228,12 +215,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--peak", type=float, help="FLOP/s of the device in bfloat16")
     args = parser.parse_args()
-    with_large_pages()
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     print(
         f"{jax.devices()[0].device_kind}, {platform.machine()}, {torch.get_num_threads()} threads, "
-        f"jax {jax.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}, "
-        f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '')}"
+        f"jax {jax.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}"
     )
     for name in args.networks.split(","):
         compare(name, batch=args.batch, repeats=args.repeats, device=device, peak=args.peak)

@@ -14,6 +14,8 @@ from scorediff.experiment import Experiment
 
 AWAY = ("--config.sampling.guidance=autoguidance", "--config.sampling.guidance_scale=2")
 
+pytestmark = pytest.mark.slow  # make test has the rule itself: tests/diffusion
+
 
 def drawn(workdir, out, *options):
     sample.main([f"--workdir={workdir}", f"--out={out}", "--n=4", "--seed=1", *options])

@@ -70,7 +70,6 @@ def attend(
     bias:   added to the logits; mask: True where a query may look. Both broadcast to
             [b, heads, n, m].
     scale:  1 / sqrt(d) unless given.
-
     """
     if kernel == "plain" or q.dtype == jnp.float64:  # JAX's own would round float64 to float32
         b, n, heads, d = q.shape

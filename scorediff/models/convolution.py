@@ -26,18 +26,34 @@ Pads = tuple[tuple[int, int], ...]
 
 
 def convolve(
-    x: Array, kernel: Array, strides: Sequence[int], padding: str | Sequence, **linen: object
+    x: Array,
+    kernel: Array,
+    strides: Sequence[int],
+    padding: str | Sequence,
+    *,
+    lhs_dilation: Sequence[int],
+    rhs_dilation: Sequence[int],
+    dimension_numbers: lax.ConvDimensionNumbers,
+    feature_group_count: int,
+    precision: lax.PrecisionLike = None,
 ) -> Array:
     """x [b, *space, c] with kernel [*window, c, features]; what `nn.Conv` calls to convolve.
 
-    linen: the further arguments that it passes; all but the plain case go to XLA as they are.
+    On a CPU the plain case along two axes or more is ours; all else goes to XLA as it comes.
     """
-    plain = set(strides) == {1} and kernel.shape[-2] == x.shape[-1]
-    plain &= x.ndim > 3 and all(
-        set(linen[name]) == {1} for name in ("lhs_dilation", "rhs_dilation")
-    )
-    if not plain or not on_cpu():
-        return lax.conv_general_dilated(x, kernel, strides, padding, **linen)
+    steps = (*strides, *lhs_dilation, *rhs_dilation, feature_group_count)
+    if not on_cpu() or set(steps) != {1} or x.ndim < 4 or precision is not None:
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            strides,
+            padding,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
+            dimension_numbers=dimension_numbers,
+            feature_group_count=feature_group_count,
+            precision=precision,
+        )
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:-1], kernel.shape[:-2], strides, padding)
     return _convolved(x, kernel, tuple((int(low), int(high)) for low, high in padding))

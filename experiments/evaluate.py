@@ -16,11 +16,9 @@ def main(argv: Sequence[str]) -> None:
         __doc__.splitlines()[0], argv=argv, needs=("workdir",), takes=("config",)
     )
     from scorediff import experiment
-    from scorediff.configfile import load_run
     from scorediff.evaluation.report import record_command, write_report
 
-    config = load_run(args.workdir, args.config, overrides, packages=args.trust)
-    wired = experiment.Experiment(config=config, packages=tuple(args.trust))
+    wired = experiment.Experiment.of_run(args.workdir, args.config, overrides, packages=args.trust)
     for result in experiment.evaluate(wired, args.workdir):
         print(str(result).replace(" | ", "\n    "))
     record_command(args.workdir, ["python", "-m", "experiments.evaluate", *argv])

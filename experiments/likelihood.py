@@ -29,7 +29,6 @@ def main(argv: Sequence[str]) -> None:
     args, overrides = commandline.parse(
         __doc__.splitlines()[0], add_flags, argv, needs=("workdir",), takes=("config",)
     )
-    from scorediff.configfile import load_run
     from scorediff.errors import UserError
     from scorediff.evaluation.density import Protocol
     from scorediff.evaluation.report import record_command, write_report
@@ -46,10 +45,9 @@ def main(argv: Sequence[str]) -> None:
         seed=args.seed,
     )
     methods = tuple(args.methods.split(",")) if args.methods else ()
-    config = load_run(args.workdir, args.config, overrides, packages=args.trust)
-    wired = Experiment(config=config, packages=tuple(args.trust))
-    if config.sampling.guidance_scale != 1:
-        print(f"guidance is off here (the config samples with {config.sampling.guidance_scale:g})")
+    wired = Experiment.of_run(args.workdir, args.config, overrides, packages=args.trust)
+    if wired.sampling.guidance_scale != 1:
+        print(f"guidance is off here (the config samples with {wired.sampling.guidance_scale:g})")
     for result in likelihood(
         wired, args.workdir, protocol, split=args.split, n=args.n, methods=methods
     ):

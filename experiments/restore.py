@@ -30,7 +30,6 @@ def main(argv: Sequence[str]) -> None:
     args, overrides = commandline.parse(
         __doc__.splitlines()[0], add_flags, argv, needs=("workdir",), takes=("config",)
     )
-    from scorediff.configfile import load_run
     from scorediff.evaluation.report import record_command, write_report
     from scorediff.experiment import Experiment
     from scorediff.restoration import Request, restore_images
@@ -44,8 +43,7 @@ def main(argv: Sequence[str]) -> None:
         n=args.n,
         seed=args.seed,
     )
-    config = load_run(args.workdir, args.config, overrides, packages=args.trust)
-    wired = Experiment(config=config, packages=tuple(args.trust))
+    wired = Experiment.of_run(args.workdir, args.config, overrides, packages=args.trust)
     out = Path(args.out or Path(args.workdir) / "restored.png")
     result, drawn = restore_images(wired, args.workdir, request, out)
     print(str(result).replace(" | ", "\n    "))

@@ -23,13 +23,11 @@ def main(argv: Sequence[str]) -> None:
         __doc__.splitlines()[0], add_flags, argv, needs=("workdir",), takes=("config",)
     )
     from scorediff import experiment
-    from scorediff.configfile import load_run
     from scorediff.errors import UserError
 
     if args.n < 1:
         raise UserError(f"--n must be at least 1, got {args.n}")
-    config = load_run(args.workdir, args.config, overrides, packages=args.trust)
-    wired = experiment.Experiment(config=config, packages=tuple(args.trust))
+    wired = experiment.Experiment.of_run(args.workdir, args.config, overrides, packages=args.trust)
     out = Path(args.out or Path(args.workdir) / "samples.npz")
     samples = experiment.sample(wired, args.workdir, n=args.n, seed=args.seed, out=out)
     print(f"{args.n} samples at {samples.spent()}: {out}")

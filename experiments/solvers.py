@@ -168,11 +168,9 @@ def _bed(args: argparse.Namespace):
 
 def _trained(args: argparse.Namespace, overrides: Sequence[str]):
     from scorediff import experiment
-    from scorediff.configfile import load_run
     from scorediff.evaluation.solver_bench import Model
 
-    config = load_run(args.workdir, args.config, overrides, packages=args.trust)
-    wired = experiment.Experiment(config=config, packages=tuple(args.trust))
+    wired = experiment.Experiment.of_run(args.workdir, args.config, overrides, packages=args.trust)
     params, _ = experiment.load(wired, args.workdir)
     generator = wired.generator
     return Model(generator.denoise(params), wired.denoiser.process, wired.shape, generator.cond)

@@ -20,7 +20,6 @@ from ml_collections import ConfigDict
 
 from scorediff import experiment
 from scorediff.config import bind, spec, to_json
-from scorediff.configfile import load_run
 from scorediff.data.transforms import to_unit_range
 from scorediff.diffusion import Denoiser, DenoisingLoss
 from scorediff.errors import UserError
@@ -97,7 +96,7 @@ def run_config(name: str, model: Published, loaded: Pretrained) -> ConfigDict:
 
 def read_run(workdir: str | Path, overrides: Sequence[str] = ()) -> tuple[nn.Module, Params]:
     """The network of a run folder and its parameters, of the average that its config samples."""
-    wired = experiment.Experiment(config=load_run(workdir, None, overrides))
+    wired = experiment.Experiment.of_run(workdir, overrides=overrides)
     params, _ = experiment.load(wired, workdir)
     return sized(wired.denoiser.network, wired.shape), jax.tree.map(np.asarray, params)
 

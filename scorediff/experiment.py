@@ -19,7 +19,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +74,19 @@ class Experiment:
         wrong = FIELDS ^ set(self.config)
         if wrong:
             raise UserError(f"config: fields missing or unknown: {', '.join(sorted(wrong))}")
+
+    @classmethod
+    def of_run(
+        cls,
+        workdir: str | Path,
+        config: str | None = None,
+        overrides: Sequence[str] = (),
+        *,
+        packages: Sequence[str] = (),
+    ) -> Self:
+        """That of a run folder, or of another config where one is given; see `load_run`."""
+        found = load_run(workdir, config, overrides, packages=packages)
+        return cls(config=found, packages=tuple(packages))
 
     def _build(self, *path: str) -> Any:
         node = functools.reduce(lambda node, key: node[key], path, self.config)
@@ -144,7 +157,7 @@ class Experiment:
         folder = self.sampling.weak
         if folder is None:
             return None
-        other = Experiment(config=load_run(folder, None), packages=self.packages)
+        other = Experiment.of_run(folder, packages=self.packages)
         for name in ("shape", "denoiser.process", "loss.null_cond"):
             mine, theirs = (operator.attrgetter(name)(one) for one in (self, other))
             if mine != theirs:

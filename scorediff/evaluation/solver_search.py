@@ -35,11 +35,11 @@ class Effort:
     last_steps: of the best, at most, on twice as many samples again and again up to all.
     """
 
-    fitted: int = 256
-    held_back: int = 192
+    fitted: int = 512
+    held_back: int = 256
     ranked: int = 64
     tuned: int = 8
-    tried: int = 64
+    tried: int = 128
     starts: int = 2
     steps: int = 16
     last_steps: int = 8

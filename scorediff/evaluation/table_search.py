@@ -10,19 +10,22 @@ Levenberg and Marquardt's damped Gauss-Newton step,
 
     (J^T J + mu diag(J^T J)) step = -J^T r,    J = dr/dtheta,                                   (1)
 
-whose scaling by the diagonal makes it blind to the units of the coefficients. There are few of them
-(25 at 5 evaluations), so forward differentiation gives J for the price of some sampling runs, and
-tens of steps do, though the problem is as badly conditioned as any extrapolation.
+whose scaling by the diagonal makes it blind to the units of the coefficients; tens of steps do,
+though the problem is as badly conditioned as any extrapolation. There are few numbers (85 at 10
+evaluations), so J^T J need not see every component of every sample: with directions v of a sample's
+own and E[v v^T] = 1, it is the mean of (J^T v)(J^T v)^T, and a few v a sample leave more equations
+than unknowns by far. J^T r is exact.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorediff.counting import measured
 from scorediff.diffusion.process import Process
 from scorediff.solvers import StepTable, sample, sample_keys
 from scorediff.solvers.grid import DATA, nodes_at
@@ -31,12 +34,12 @@ from scorediff.types import Array, Cond, DenoiseFn
 
 _MARGIN = 1e-2  # of the range of log(alpha/sigma) that a start keeps from its ends
 _FARTHEST = 10.0  # what stands for log(alpha/sigma) = +-infinity at the ends
-# Dampings that a step tries, over the last one's: a try costs one sampling run, J as many as there
-# are numbers, so the best of many is cheap; a step that merely helps creeps along curved valleys.
-_TRIES = 10.0 ** np.arange(-2, 4.1, 0.5)
+_TURN = 10**0.5  # ratio of one damping tried to the next
+_DAMPINGS = 1e-9, 1e4
+_DIRECTIONS = 4  # of each sample that J^T J sees: all of them, where it has no more components
 # The most that a place moves in a step: one that leaps to an end feels no slope there.
 _STRIDE = 0.5
-_SLOPES_AT_ONCE = 2**17  # numbers of J in one call: bounds the memory that a network takes
+_AT_ONCE = 2**11  # components of x whose slopes one call takes: bounds a network's memory
 _compiled = functools.partial(jax.jit, static_argnums=(0, 1))
 
 
@@ -141,28 +144,47 @@ def least_squares(
 ) -> Iterator[Progress]:
     """Steps of equation (1), each with less error than the one before, starting with none.
 
-    Every step takes the best of several dampings around the last one's (at first `damping`). Ends
-    after `steps`, when none makes the error smaller, or when five steps in a row have made the mean
-    square less by no more than the share `enough`.
+    Every step takes the best damping near the last one's (at first `damping`): a step that merely
+    helps creeps along curved valleys. Ends after `steps`, when no damping makes the error smaller,
+    or when five steps in a row have made the mean square less by no more than the share `enough`.
     """
     free = _free(numbers)
-    cost = _cost(denoise, process, numbers, problem)
-    costs = [cost]
-    yield Progress(0, cost**0.5, numbers)
+    costs = [_cost(denoise, process, numbers, problem)]
+    yield Progress(0, costs[0] ** 0.5, numbers)
     for step in range(1, steps + 1):
         square, slope = _normal_equations(denoise, process, numbers, free, problem)
-        tries = []
-        for mu in damping * _TRIES:
-            moved = _stepped(numbers, free, square, slope, mu)
-            tries.append((_cost(denoise, process, moved, problem), mu, moved))
-        cost, mu, moved = min(tries, key=lambda tried: tried[0])
+
+        def cost_at(mu: float, start=numbers, square=square, slope=slope) -> float:
+            moved = _stepped(start, free, square, slope, mu)
+            return _cost(denoise, process, moved, problem)
+
+        cost, damping = _best_damping(cost_at, damping, costs[-1])
         if not cost < costs[-1]:
             return
-        numbers, damping = moved, float(np.clip(mu, 1e-9, 1e3))
+        numbers = _stepped(numbers, free, square, slope, damping)
         costs.append(cost)
         yield Progress(step, cost**0.5, numbers)
         if step >= 5 and costs[-6] - cost < enough * costs[-6]:
             return
+
+
+def _best_damping(
+    cost_at: Callable[[float], float], damping: float, limit: float
+) -> tuple[float, float]:
+    """(cost, damping) where the cost has a minimum, walked to from `damping`.
+
+    The way is upward where that alone brings the cost below `limit`, and else wherever it falls.
+    """
+    cost_at = functools.cache(cost_at)
+    least, most = _DAMPINGS
+    here = damping
+    while not cost_at(here) < limit and here < most:
+        here *= _TURN
+    while here < most and cost_at(here * _TURN) < cost_at(here):
+        here *= _TURN
+    while here > least and cost_at(here / _TURN) < cost_at(here):
+        here /= _TURN
+    return cost_at(here), here
 
 
 def _free(numbers: Numbers) -> np.ndarray:
@@ -209,13 +231,31 @@ def _residual(denoise: DenoiseFn, process: Process, numbers: Numbers, part: Prob
 
 @_compiled
 def _slopes(
-    denoise: DenoiseFn, process: Process, numbers: Numbers, free: Array, part: Problem
+    denoise: DenoiseFn,
+    process: Process,
+    numbers: Numbers,
+    free: Array,
+    part: Problem,
+    directions: Array,
 ) -> tuple[Array, Array]:
-    def residual(by: Array) -> tuple[Array, Array]:
-        r = _residual(denoise, process, _move(numbers, free, by), part).ravel()
-        return r, r
+    """J^T v of each sample and direction, [b, directions, free], and J^T r, [b, free]."""
 
-    return jax.jacfwd(residual, has_aux=True)(jnp.zeros(free.size, part.x.dtype))
+    # A row's activations are made again on the way back: rows times those would not fit.
+    @jax.checkpoint
+    def uncounted(x: Array, t: Array, cond: Cond) -> Array:
+        return measured(lambda: denoise(x, t, cond), x.shape[0])[0]
+
+    def of_one(one: Problem, v: Array) -> Array:
+        one = jax.tree.map(lambda leaf: leaf[None], one)
+
+        def residual(by: Array) -> Array:
+            return _residual(uncounted, process, _move(numbers, free, by), one).ravel()
+
+        r, pull = jax.vjp(residual, jnp.zeros(free.size, one.x.dtype))
+        return jax.vmap(lambda w: pull(w)[0])(jnp.concatenate([v, r[None]]))
+
+    slopes = jax.vmap(of_one)(part, directions)
+    return slopes[:, :-1], slopes[:, -1]
 
 
 def _normal_equations(
@@ -223,11 +263,23 @@ def _normal_equations(
 ) -> tuple[np.ndarray, np.ndarray]:
     """J^T J and J^T r, summed in float64: the squares of float32 would lose the small ones."""
     square, slope = np.zeros((free.size, free.size)), np.zeros(free.size)
-    for part in _parts(problem, _SLOPES_AT_ONCE // free.size):
-        j, r = (np.asarray(a, np.float64) for a in _slopes(denoise, process, numbers, free, part))
+    rng = np.random.default_rng(0)
+    for part in _parts(problem, _AT_ONCE):
+        directions = _directions(rng, len(part), part.target[0].size)
+        found = _slopes(denoise, process, numbers, free, part, directions)
+        j, r = (np.asarray(a, np.float64) for a in found)
+        j = j.reshape(-1, free.size)
         square += j.T @ j
-        slope += j.T @ r
+        slope += r.sum(axis=0)
     return square / problem.target.size, slope / problem.target.size
+
+
+def _directions(rng: np.random.Generator, samples: int, size: int) -> np.ndarray:
+    """Orthogonal ones of each sample with E[v v^T] summed over them = 1, [samples, most, size]."""
+    if size <= _DIRECTIONS:
+        return np.broadcast_to(np.eye(size), (samples, size, size))
+    drawn = rng.standard_normal((samples, size, _DIRECTIONS))
+    return np.swapaxes(np.linalg.qr(drawn)[0], 1, 2) * (size / _DIRECTIONS) ** 0.5
 
 
 def _cost(denoise: DenoiseFn, process: Process, numbers: Numbers, problem: Problem) -> float:

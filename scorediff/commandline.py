@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from scorediff.errors import StorageError, UserError
 from scorediff.fields import nearest
+from scorediff.memory import keep_memory
 
 BUG, INTERRUPTED = 70, 130
 _OVERRIDE = "--config."
@@ -114,6 +115,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     A UserError is one line and its own code, an interrupt 130, a disk that is full or cannot be
     written 74, and any other exception a traceback and 70: a bug of ours.
     """
+    keep_memory()
     try:
         code = main(sys.argv[1:] if argv is None else argv) or 0
         sys.stdout.flush()  # a full disk behind stdout shows here

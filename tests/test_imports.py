@@ -21,6 +21,7 @@ GROUND = (
     "config",
     "overrides",
     "configfile",
+    "memory",
     "commandline",
 )
 BELOW = ("diffusion", "models", "data", "training", "interop", "solvers", "evaluation")

@@ -35,8 +35,8 @@ class Effort:
     last_steps: of the best, at most, on twice as many samples again and again up to all.
     """
 
-    fitted: int = 512
-    held_back: int = 256
+    fitted: int = 2048
+    held_back: int = 1024
     ranked: int = 64
     tuned: int = 8
     tried: int = 128

@@ -11,10 +11,11 @@ Levenberg and Marquardt's damped Gauss-Newton step,
     (J^T J + mu diag(J^T J)) step = -J^T r,    J = dr/dtheta,                                   (1)
 
 whose scaling by the diagonal makes it blind to the units of the coefficients; tens of steps do,
-though the problem is as badly conditioned as any extrapolation. There are few numbers (85 at 10
+though the problem is as badly conditioned as any extrapolation. There are few numbers (75 at 10
 evaluations), so J^T J need not see every component of every sample: with directions v of a sample's
-own and E[v v^T] = 1, it is the mean of (J^T v)(J^T v)^T, and a few v a sample leave more equations
-than unknowns by far. J^T r is exact.
+own and E[v v^T] = 1, it is the mean of (J^T v)(J^T v)^T, and a few v a sample leave more
+equations than unknowns by far. J^T r is exact. What is saved is spent on more samples: errors have
+long tails, and a fit to few follows the worst of those.
 """
 
 import functools
@@ -36,7 +37,8 @@ _MARGIN = 1e-2  # of the range of log(alpha/sigma) that a start keeps from its e
 _FARTHEST = 10.0  # what stands for log(alpha/sigma) = +-infinity at the ends
 _TURN = 10**0.5  # ratio of one damping tried to the next
 _DAMPINGS = 1e-9, 1e4
-_DIRECTIONS = 4  # of each sample that J^T J sees: all of them, where it has no more components
+_EQUATIONS = 8  # for each number that is free: so many directions, over all samples,
+_DIRECTIONS = 2  # and at least so many of each
 # The most that a place moves in a step: one that leaps to an end feels no slope there.
 _STRIDE = 0.5
 _AT_ONCE = 2**11  # components of x whose slopes one call takes: bounds a network's memory
@@ -263,9 +265,10 @@ def _normal_equations(
 ) -> tuple[np.ndarray, np.ndarray]:
     """J^T J and J^T r, summed in float64: the squares of float32 would lose the small ones."""
     square, slope = np.zeros((free.size, free.size)), np.zeros(free.size)
-    rng = np.random.default_rng(0)
+    rng, size = np.random.default_rng(0), problem.target[0].size
+    most = min(size, max(_DIRECTIONS, -(-_EQUATIONS * free.size // len(problem))))
     for part in _parts(problem, _AT_ONCE):
-        directions = _directions(rng, len(part), part.target[0].size)
+        directions = _directions(rng, len(part), size, most)
         found = _slopes(denoise, process, numbers, free, part, directions)
         j, r = (np.asarray(a, np.float64) for a in found)
         j = j.reshape(-1, free.size)
@@ -274,12 +277,10 @@ def _normal_equations(
     return square / problem.target.size, slope / problem.target.size
 
 
-def _directions(rng: np.random.Generator, samples: int, size: int) -> np.ndarray:
-    """Orthogonal ones of each sample with E[v v^T] summed over them = 1, [samples, most, size]."""
-    if size <= _DIRECTIONS:
-        return np.broadcast_to(np.eye(size), (samples, size, size))
-    drawn = rng.standard_normal((samples, size, _DIRECTIONS))
-    return np.swapaxes(np.linalg.qr(drawn)[0], 1, 2) * (size / _DIRECTIONS) ** 0.5
+def _directions(rng: np.random.Generator, samples: int, size: int, most: int) -> np.ndarray:
+    """Orthogonal ones of each sample, [b, most, size]; their sum of v v^T is 1 in the mean."""
+    drawn = rng.standard_normal((samples, size, most))
+    return np.swapaxes(np.linalg.qr(drawn)[0], 1, 2) * (size / most) ** 0.5
 
 
 def _cost(denoise: DenoiseFn, process: Process, numbers: Numbers, problem: Problem) -> float:

@@ -11,6 +11,7 @@ and spacings are written name:option=value.
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -131,6 +132,7 @@ def search(argv: Sequence[str]) -> None:
             spacings,
             args.nfe,
             effort=effort,
+            start=_earlier(args, model.process),
             seed=args.seed,
         )
     write_atomic(Path(args.out), outcome.found.to_json())
@@ -149,6 +151,9 @@ def _search_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--solvers", default=HAND_MADE, help="to start from and to beat")
     parser.add_argument("--spacings", default=SPACINGS, help="to start from and to beat")
     parser.add_argument("--reference", type=_positive, default=200, help="its evaluations (200)")
+    parser.add_argument(
+        "--start", metavar="FILE", help="an earlier table of so many rows to refine"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the noises (0)")
     parser.add_argument("--out", default="best.json", help="a JSON file (best.json)")
 
@@ -156,6 +161,16 @@ def _search_flags(parser: argparse.ArgumentParser) -> None:
 def _positive(text: str) -> int:
     (number,) = numbers(text)
     return number
+
+
+def _earlier(args: argparse.Namespace, process):
+    from scorediff.solvers import Sampler
+    from scorediff.solvers.found import found
+
+    if args.start is None:
+        return None
+    solver = functools.partial(found, path=args.start)
+    return Sampler(solver=solver, nfe=args.nfe).table(process)
 
 
 def _bed(args: argparse.Namespace):

@@ -71,11 +71,13 @@ def search(
     nfe: int,
     *,
     effort: Effort,
+    start: StepTable | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> Outcome:
     """A table of exactly nfe rows to data, better than every hand-made one.
 
+    With a `start`, say the table of an earlier search, that one is refined, on all samples at once.
     Raises UserError where no hand-made solver without noise fits.
     """
     model = bench.model
@@ -86,13 +88,18 @@ def search(
     if not ranked:
         raise UserError(f"no solver without noise fits into nfe={nfe} on {model.process!r}")
     say(f"best hand-made of {len(ranked)}: {ranked[0]}, RMS {ranked[0].error:.5f}")
-    numbers, start = _refined(bench, _starts(ranked, nfe, effort.starts), problem, effort, say)
+    if start is None:
+        first, begun = _best_start(bench, _starts(ranked, nfe, effort.starts), problem, effort, say)
+        numbers = _refined(bench, first, problem, effort, effort.tried, say)
+    else:
+        first, begun = numbers_of(start, model.process), "an earlier table"
+        numbers = _refined(bench, first, problem, effort, effort.fitted - 1, say)
     table = table_of(numbers, model.process)
     held_back = bench.problem(reference, effort.held_back, seed=2 * seed + 1)
     hand_made = bench.measured(ranked[:5], held_back)[0]
     error = bench.error(table, held_back)
     how = {
-        "start": str(start),
+        "start": str(begun),
         "fitted to": f"{effort.fitted} noises, {reference.nfe} evaluations as the reference",
         "best hand-made": str(hand_made),
     }
@@ -110,14 +117,14 @@ def _starts(ranked: Sequence[Candidate], nfe: int, most: int) -> list[Candidate]
     return list(best.values())[:most]
 
 
-def _refined(
+def _best_start(
     bench: Bench,
     starts: Sequence[Candidate],
     problem: Problem,
     effort: Effort,
     say: Callable[[str], None],
 ) -> tuple[Numbers, Candidate]:
-    """Every start refined on a few samples, then the best on more and more of them."""
+    """Every start refined on a few samples; the one with the least error on all."""
     model, few = bench.model, problem.part(0, effort.tried)
     tried = []
     for start in starts:
@@ -127,7 +134,19 @@ def _refined(
         say(f"from {start}: RMS {error:.5f} after {last.steps} steps")
         tried.append((error, len(tried), last.numbers, start))
     _, _, numbers, start = min(tried)
-    size = effort.tried
+    return numbers, start
+
+
+def _refined(
+    bench: Bench,
+    numbers: Numbers,
+    problem: Problem,
+    effort: Effort,
+    size: int,
+    say: Callable[[str], None],
+) -> Numbers:
+    """Refined on twice `size` samples, and so on up to all."""
+    model = bench.model
     while size < len(problem):
         size = min(2 * size, len(problem))
         part = problem.part(0, size)
@@ -136,4 +155,4 @@ def _refined(
         ):
             numbers = at.numbers
         say(f"  {at.steps} steps on {size} noises: RMS {at.error:.5f}")
-    return numbers, start
+    return numbers

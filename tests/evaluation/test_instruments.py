@@ -171,6 +171,18 @@ def test_a_short_search_beats_the_hand_made_solvers_and_its_table_is_kept(bench,
     held_back = bench.problem(reference_table(PROCESS, 200), 512, seed=1)
     assert bench.error(table, held_back) == pytest.approx(outcome.error, rel=1e-6)
     assert read(path).errors["found"] == outcome.error
+    again = search(
+        bench,
+        reference_table(PROCESS, 200),
+        solvers,
+        {"quadratic": quadratic, "logsnr": logsnr},
+        5,
+        effort=EFFORT,
+        start=table,
+        say=lambda line: None,
+    )
+    assert again.error <= outcome.error * 1.01  # on noises that it was not fitted to
+    assert again.found.how["start"] == "an earlier table"
 
 
 def test_a_comparison_counts_guided_evaluations_and_compiles_once(tmp_path):
@@ -231,6 +243,7 @@ def test_the_order_command_writes_its_table_its_numbers_and_its_picture(tmp_path
         (["search"], "either --workdir=FOLDER or --bed=A"),
         (["search", "--bed=A", "--nfe=many"], "whole numbers from 1"),
         (["search", "--bed=Z"], "the beds are A, B"),
+        (["search", "--bed=A", "--start=/nowhere"], "/nowhere: No such file"),
         (["compare"], "--workdir=FOLDER is missing"),
         (["compare", "--workdir=/nowhere", "--spacings=even"], "no spacing is called"),
         (["compare", "--workdir=/nowhere"], "not a run folder"),

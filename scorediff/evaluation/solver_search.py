@@ -154,5 +154,5 @@ def _refined(
             model.denoise, model.process, numbers, part, steps=effort.last_steps
         ):
             numbers = at.numbers
-        say(f"  {at.steps} steps on {size} noises: RMS {at.error:.5f}")
+            say(f"  {size} noises, step {at.steps}: RMS {at.error:.5f}")
     return numbers

@@ -41,6 +41,7 @@ def faults(**env: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's mallopt")
 def test_what_a_computation_frees_it_takes_again_without_page_faults():
     taken_anew = faults(MALLOC_ARENA_MAX="8")  # the user's own settings stand

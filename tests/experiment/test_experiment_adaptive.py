@@ -10,6 +10,7 @@ from scorediff.errors import UserError
 from scorediff.evaluation.result import read_results
 
 
+@pytest.mark.slow
 def test_samples_come_with_the_range_of_their_evaluations(points, tmp_path, capsys):
     out = tmp_path / "x.npz"
     options = [

@@ -75,6 +75,7 @@ def test_forward_derivatives_are_those_of_xla_for_either_argument_and_both(case)
     agree(*(jax.jvp(lambda w, f=f: f(x, w), (w,), (dw,)) for f in (ours, theirs)))
 
 
+@pytest.mark.slow
 def test_second_derivatives_and_vmap_are_those_of_xla(case):
     x, w, dx, dw, padding = case
 

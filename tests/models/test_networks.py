@@ -110,6 +110,7 @@ def test_no_condition_is_the_null_class_and_differs_from_every_class(build):
         assert np.abs(apply(X, NOISE, {"label": jnp.full(3, label)}) - null).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_every_parameter_receives_a_finite_gradient(build):
     _, gradients = loss_and_gradient(build())(randomised(build()))
     dead = [

@@ -79,6 +79,7 @@ def test_log_likelihood_is_exact(bed, case, x64):
     assert found.nfe == table.nfe == 4 * STEPS
 
 
+@pytest.mark.slow
 def test_hutchinson_is_unbiased(x64):
     bed, table, repeats = BEDS["mixture"], climbing(*CASES["vp"], n=60), 300
     x = jnp.tile(points(bed, table.alpha[0], table.sigma[0], 4), (repeats, 1))

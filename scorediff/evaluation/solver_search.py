@@ -90,10 +90,11 @@ def search(
     say(f"best hand-made of {len(ranked)}: {ranked[0]}, RMS {ranked[0].error:.5f}")
     if start is None:
         first, begun = _best_start(bench, _starts(ranked, nfe, effort.starts), problem, effort, say)
-        numbers = _refined(bench, first, problem, effort, effort.tried, say)
+        sizes = _doubled(effort.tried, effort.fitted)
     else:
         first, begun = numbers_of(start, model.process), "an earlier table"
-        numbers = _refined(bench, first, problem, effort, effort.fitted - 1, say)
+        sizes = [effort.fitted]
+    numbers = _refined(bench, first, problem, sizes, effort.last_steps, say)
     table = table_of(numbers, model.process)
     held_back = bench.problem(reference, effort.held_back, seed=2 * seed + 1)
     hand_made = bench.measured(ranked[:5], held_back)[0]
@@ -137,22 +138,28 @@ def _best_start(
     return numbers, start
 
 
+def _doubled(size: int, most: int) -> list[int]:
+    """Twice the size, and so on up to `most`."""
+    sizes = []
+    while size < most:
+        size = min(2 * size, most)
+        sizes.append(size)
+    return sizes
+
+
 def _refined(
     bench: Bench,
     numbers: Numbers,
     problem: Problem,
-    effort: Effort,
-    size: int,
+    sizes: Sequence[int],
+    steps: int,
     say: Callable[[str], None],
 ) -> Numbers:
-    """Refined on twice `size` samples, and so on up to all."""
+    """Refined on so many samples after each other."""
     model = bench.model
-    while size < len(problem):
-        size = min(2 * size, len(problem))
+    for size in sizes:
         part = problem.part(0, size)
-        for at in least_squares(
-            model.denoise, model.process, numbers, part, steps=effort.last_steps
-        ):
+        for at in least_squares(model.denoise, model.process, numbers, part, steps=steps):
             numbers = at.numbers
             say(f"  {size} noises, step {at.steps}: RMS {at.error:.5f}")
     return numbers

@@ -155,7 +155,8 @@ EFFORT = Effort(
 
 def test_a_short_search_beats_the_hand_made_solvers_and_its_table_is_kept(bench, tmp_path):
     solvers = names.parse_solvers("ddim,dpmpp_multistep:order=3")
-    outcome = search(
+    short = functools.partial(
+        search,
         bench,
         reference_table(PROCESS, 200),
         solvers,
@@ -164,6 +165,7 @@ def test_a_short_search_beats_the_hand_made_solvers_and_its_table_is_kept(bench,
         effort=EFFORT,
         say=lambda line: None,
     )
+    outcome = short()
     assert outcome.gain > 2
     path = tmp_path / "best.json"
     path.write_text(outcome.found.to_json())
@@ -171,16 +173,7 @@ def test_a_short_search_beats_the_hand_made_solvers_and_its_table_is_kept(bench,
     held_back = bench.problem(reference_table(PROCESS, 200), 512, seed=1)
     assert bench.error(table, held_back) == pytest.approx(outcome.error, rel=1e-6)
     assert read(path).errors["found"] == outcome.error
-    again = search(
-        bench,
-        reference_table(PROCESS, 200),
-        solvers,
-        {"quadratic": quadratic, "logsnr": logsnr},
-        5,
-        effort=EFFORT,
-        start=table,
-        say=lambda line: None,
-    )
+    again = short(start=table)
     assert again.error <= outcome.error * 1.01  # on noises that it was not fitted to
     assert again.found.how["start"] == "an earlier table"
 

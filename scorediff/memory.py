@@ -16,8 +16,11 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of mallopt, in malloc.h
 def keep_memory() -> None:
     """From now on, freed memory stays with the process; to be called before threads are started.
 
-    The most that the process has held is then what it holds to its end. Does nothing without glibc,
-    or where the environment already says how memory is to be taken.
+    The process then holds to its end what it has held, and more: glibc asks for some bytes beside
+    an aligned block, so a block of the same size goes elsewhere when small objects lie around the
+    old one. Of computations that take 340 MB each, up to four such places were kept (2.9 GB in all
+    instead of 1.8). Does nothing without glibc, or where the environment already says how memory is
+    to be taken: MALLOC_ARENA_MAX=8 turns it off.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None or any(name in os.environ for name in _OWN):

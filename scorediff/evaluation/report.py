@@ -147,7 +147,9 @@ def _summary(workdir: Path, config: Mapping, results: Sequence[Result]) -> Itera
     best = min((r for r in results if "frechet" in r.numbers), key=_distance, default=None)
     if best is None:
         return
-    said = f"Its best samples come from {best.solver} with {best.nfe:g} network evaluations each: "
+    said = (
+        f"Its best samples come from {best.solver} with {_counted(best)} network evaluations each: "
+    )
     said += f"Frechet distance {best.numbers['frechet']}"
     if "frechet" in best.floor:
         said += f" where real images against real images give {best.floor['frechet']}"
@@ -160,6 +162,11 @@ def _summary(workdir: Path, config: Mapping, results: Sequence[Result]) -> Itera
         said = f"Careful: {_shown('near_train', copies)} of these samples are close copies of "
         said += f"training images, where {_shown('near_train', usual)} is usual. The other numbers "
         yield f'<p class="warning">{escape(said)}flatter a model that copies.</p>'
+
+
+def _counted(result: Result) -> str:
+    """NFE: whole, or where it is a mean over samples, to a tenth."""
+    return f"{round(result.nfe, 1):g}"
 
 
 def _distance(result: Result) -> float:
@@ -200,14 +207,17 @@ def _cell(name: str, spread: Spread) -> str:
 
 def _numbers(results: Sequence[Result]) -> Iterator[str]:
     """A table for each set of quantities, and what they mean."""
+    results = [result for result in results if result.numbers]
     if not results:
         return
     yield "<h2>How good are the samples?</h2>"
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         groups.setdefault(tuple(in_order(result.numbers)), []).append(result)
-    for names, group in groups.items():
-        yield from _table(names, group)
+    first = in_order({names[0] for names in groups})
+    ordered = sorted(groups, key=lambda names: first.index(names[0]))
+    for names in ordered:
+        yield from _table(names, groups[names])
     counts = sorted({f"{len(r.seeds)} x {r.samples:,} samples" for r in results})
     yield (
         '<p class="soft">± is the standard deviation over repetitions: '
@@ -223,10 +233,11 @@ def _numbers(results: Sequence[Result]) -> Iterator[str]:
         said += "the feature network has seen the training images and not these."
         yield f'<p class="soft">{escape(said)}</p>'
     yield "<h2>What the numbers mean</h2><dl>"
-    for found in dict.fromkeys(meaning(name) for names in groups for name in names):
+    for found in dict.fromkeys(meaning(name) for names in ordered for name in names):
         if found.text:
-            better = f'<span class="better">({escape(found.better)})</span>'
-            yield f"<dt>{escape(found.title)} {better}</dt><dd>{escape(found.text)}</dd>"
+            better = f' <span class="better">({escape(found.better)})</span>'
+            title = escape(found.title) + (better if found.better else "")
+            yield f"<dt>{title}</dt><dd>{escape(found.text)}</dd>"
     yield "</dl>"
 
 
@@ -244,7 +255,7 @@ def _table(names: Sequence[str], results: Sequence[Result]) -> Iterator[str]:
         label = escape(result.solver) + (
             f'<span class="better">{escape(arguments)}</span>' if arguments else ""
         )
-        cells = [label, f"{result.nfe:g}", scale]
+        cells = [label, _counted(result), scale]
         cells += [_cell(name, result.numbers[name]) for name in names]
         yield "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
     floor = results[-1].floor

@@ -113,6 +113,19 @@ def test_warns_of_copies(run):
     assert "Careful: 40.0 % of these samples are close copies" in write_report(run).read_text()
 
 
+def test_adaptive_evaluations_and_quantities_without_a_better_side_are_shown_plainly(run):
+    """And what says how good the samples are stands before what says how likely the data are."""
+    path = run / "results.jsonl"
+    earlier = path.read_text()
+    path.unlink()
+    other = {"psnr_of_measured": Spread.of([14.4])}
+    append_result(path, result(nfe=75.4625, numbers=other, floor={}))
+    path.write_text(path.read_text() + earlier)
+    page = write_report(run).read_text()
+    assert "<td>75.5</td>" in page and "()" not in page
+    assert page.index("9.5") < page.index("14.4")
+
+
 def copying():
     return {"frechet": Spread.of([1.0]), "near_train": Spread.of([0.4])}
 

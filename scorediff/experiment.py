@@ -232,7 +232,8 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
     mesh = meshes.make_mesh(fsdp=plan.fsdp, tensor=plan.tensor)
     abstract = experiment.abstract_state(mesh)
     step = compile_step(experiment.step(), mesh, abstract, mode=plan.mode)
-    folder = open_workdir(workdir, to_json(experiment.config))  # last: a wrong config leaves none
+    written, packages = to_json(experiment.config), experiment.packages
+    folder = open_workdir(workdir, written, packages=packages)  # last: a wrong config leaves none
     checkpoints = Checkpoints(
         folder.checkpoints,
         keep_last=plan.keep_last,

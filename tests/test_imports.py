@@ -20,6 +20,7 @@ GROUND = (
     "names",
     "config",
     "overrides",
+    "renewal",
     "configfile",
     "memory",
     "commandline",

@@ -12,9 +12,12 @@ samples/          sample grids by step
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
+from scorediff.config import from_json, to_json
 from scorediff.errors import UserError
+from scorediff.renewal import renewed
 from scorediff.training.files import check_writable, storing, write_atomic
 
 
@@ -53,32 +56,38 @@ class Workdir:
         return self.path / "samples"
 
 
-def open_workdir(path: pathlib.Path | str, config_json: str) -> Workdir:
+def open_workdir(
+    path: pathlib.Path | str, config_json: str, *, packages: Sequence[str] = ()
+) -> Workdir:
     """Creates the run folder, or enters one that belongs to the same config.
 
-    UserError naming the fields if it belongs to another config, StorageError if it is not writable.
+    An argument that its class has gained since counts as given by its default. `packages` are the
+    user's own whose names count. UserError naming the fields if the folder belongs to another
+    config, StorageError if it is not writable.
     """
     workdir = Workdir(pathlib.Path(path).absolute())
     check_writable(workdir.path)
     if workdir.config.exists():
-        _check_same(workdir.config, json.loads(config_json))
+        _check_same(workdir.config, _today(config_json, packages), packages)
     else:
         write_atomic(workdir.config, config_json)
     return workdir
 
 
-def _check_same(path: pathlib.Path, config: Any) -> None:
+def _check_same(path: pathlib.Path, config: Any, packages: Sequence[str]) -> None:
     try:
         with storing(f"read {path}"):
-            stored = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not JSON ({error}); repair it or use another workdir"
-        ) from error
+            stored = _today(path.read_text(encoding="utf-8"), packages)
+    except (UserError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}; repair it or use another workdir") from error
     differ = list(_differences(stored, config, "config"))
     if differ:
         shown = "; ".join(differ[:3]) + ("; ..." if len(differ) > 3 else "")
         raise UserError(f"workdir {path.parent} belongs to another config ({shown})")
+
+
+def _today(config_json: str, packages: Sequence[str]) -> Any:
+    return json.loads(to_json(renewed(from_json(config_json), packages)))
 
 
 def _differences(stored: Any, given: Any, name: str):

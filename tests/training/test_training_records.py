@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from scorediff.config import bind, spec, to_json
 from scorediff.errors import StorageError, UserError
+from scorediff.solvers.runge_kutta import euler
 from scorediff.training.files import JsonLines, write_atomic
 from scorediff.training.metrics import MetricLog
+from scorediff.training.plan import Plan
 from scorediff.training.progress import Progress
 from scorediff.training.workdir import Workdir, open_workdir
 
@@ -45,10 +48,41 @@ def test_workdir_of_another_config_names_the_field(tmp_path, change, said):
     assert (tmp_path / "config.json").read_text() == CONFIG
 
 
+def saved(without=(), **changes):
+    """A config with one node, as it is written, without some of its fields."""
+    node = {**json.loads(to_json(spec(Plan, steps=10))), **changes}
+    return json.dumps({"train": {key: item for key, item in node.items() if key not in without}})
+
+
+def test_a_field_that_a_class_has_gained_since_counts_as_its_default(tmp_path):
+    older = saved(without=("tensor",))
+    assert '"tensor"' not in older and '"tensor": 1' in saved()
+    open_workdir(tmp_path, older)
+    open_workdir(tmp_path, saved())
+    open_workdir(tmp_path, older)
+    assert (tmp_path / "config.json").read_text() == older
+    with pytest.raises(UserError, match=r"config\.train\.tensor: 1 there, 2 here"):
+        open_workdir(tmp_path, saved(tensor=2))
+
+
+def test_what_has_moved_since_is_the_same(tmp_path):
+    for name, solver in (("clock", "euler"), ("runge_kutta", "euler")):
+        node = {**json.loads(to_json(bind(euler))), "bind": f"scorediff.solvers.{name}:{solver}"}
+        open_workdir(tmp_path, json.dumps({"solver": node}))
+
+
+def test_a_class_that_cannot_be_named_is_compared_as_it_is_written(tmp_path):
+    mine = {"call": "somebody.elses:Network", "width": 3}
+    open_workdir(tmp_path, json.dumps({"network": mine}))
+    open_workdir(tmp_path, json.dumps({"network": mine}))
+    with pytest.raises(UserError, match=r"config\.network\.depth: only here"):
+        open_workdir(tmp_path, json.dumps({"network": {**mine, "depth": 2}}))
+
+
 def test_damaged_config_is_one_line(tmp_path):
     open_workdir(tmp_path, CONFIG)
     (tmp_path / "config.json").write_text(CONFIG[:20])
-    with pytest.raises(UserError, match="is not JSON"):
+    with pytest.raises(UserError, match="not a saved config"):
         open_workdir(tmp_path, CONFIG)
 
 

@@ -51,10 +51,8 @@ def conditions(io):
     return cond
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["edm_adm", *(pytest.param(n, marks=pytest.mark.slow) for n in ("edm_ncsnpp", "edm_ddpmpp"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["edm_adm", "edm_ncsnpp", "edm_ddpmpp"])
 def test_an_edm_network_is_its_own_denoiser(name):
     io, model = recorded(name), pretrained(load(name))
     sigma = io["a.in.sigma"].astype(np.float64)

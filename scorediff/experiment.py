@@ -232,8 +232,8 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
     mesh = meshes.make_mesh(fsdp=plan.fsdp, tensor=plan.tensor)
     abstract = experiment.abstract_state(mesh)
     step = compile_step(experiment.step(), mesh, abstract, mode=plan.mode)
-    written, packages = to_json(experiment.config), experiment.packages
-    folder = open_workdir(workdir, written, packages=packages)  # last: a wrong config leaves none
+    # last, so that a wrong config leaves no folder
+    folder = open_workdir(workdir, to_json(experiment.config), packages=experiment.packages)
     checkpoints = Checkpoints(
         folder.checkpoints,
         keep_last=plan.keep_last,

@@ -170,8 +170,8 @@ def _read_zip(path: str | Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             return _read_archive(archive, os.path.getsize(path), str(path))
-    # zipfile raises NotImplementedError at a version or method it lacks, RuntimeError at a password
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, *DAMAGE) as error:
+    # zipfile raises a RuntimeError at a password, and one of its kinds at a version that it lacks
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, *DAMAGE) as error:
         raise UserError(f"{path} is a damaged archive: {error}") from None
 
 

@@ -221,6 +221,19 @@ def test_an_archive_that_claims_more_than_the_file_holds_is_refused(tmp_path):
         torch_file.read(path)
 
 
+@pytest.mark.parametrize("place, value, said", [(6, 99, "version"), (8, 1, "encrypted")])
+def test_an_archive_of_a_later_version_or_with_a_password_is_refused(place, value, said, tmp_path):
+    path = zip_file(tmp_path / "x.pt", {"w": whole("0", NUMBERS)}, {"0": NUMBERS})
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\x01\x02")  # the version that it needs is at 6, its flags at 8
+    while entry >= 0:
+        data[entry + place] |= value
+        entry = data.find(b"PK\x01\x02", entry + 1)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=said):
+        torch_file.read(path)
+
+
 def test_a_compressed_archive_is_refused(tmp_path):
     path = tmp_path / "x.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -13,8 +13,10 @@ from scorediff.evaluation.solver_bench import Bench, Candidate, best_hand_made
 from scorediff.evaluation.table_search import (
     Numbers,
     Problem,
+    Progress,
     least_squares,
     numbers_of,
+    quasi_newton,
     table_of,
 )
 from scorediff.solvers import StepTable
@@ -32,7 +34,7 @@ class Effort:
     tuned: so many of the best hand-made ones also get tuned ends.
     starts: different solvers that the search goes out from, the best of each.
     steps: least-squares steps from each start, on the samples `tried`.
-    last_steps: of the best, at most, on twice as many samples again and again up to all.
+    last_steps: of BFGS from the best, at most, on four times as many samples, and so on up to all.
     """
 
     fitted: int = 2048
@@ -42,12 +44,12 @@ class Effort:
     tried: int = 128
     starts: int = 2
     steps: int = 16
-    last_steps: int = 8
+    last_steps: int = 40
 
 
 FOR_RUNS = Effort()
 FOR_BEDS = Effort(
-    fitted=16384, held_back=16384, ranked=1024, tried=2048, starts=2, steps=25, last_steps=12
+    fitted=16384, held_back=16384, ranked=1024, tried=2048, starts=2, steps=25, last_steps=60
 )
 
 
@@ -90,7 +92,7 @@ def search(
     say(f"best hand-made of {len(ranked)}: {ranked[0]}, RMS {ranked[0].error:.5f}")
     if start is None:
         first, begun = _best_start(bench, _starts(ranked, nfe, effort.starts), problem, effort, say)
-        sizes = _doubled(effort.tried, effort.fitted)
+        sizes = _grown(effort.tried, effort.fitted)
     else:
         first, begun = numbers_of(start, model.process), "an earlier table"
         sizes = [effort.fitted]
@@ -138,11 +140,11 @@ def _best_start(
     return numbers, start
 
 
-def _doubled(size: int, most: int) -> list[int]:
-    """Twice the size, and so on up to `most`."""
+def _grown(size: int, most: int) -> list[int]:
+    """Four times the size, and so on up to `most`."""
     sizes = []
     while size < most:
-        size = min(2 * size, most)
+        size = min(4 * size, most)
         sizes.append(size)
     return sizes
 
@@ -158,8 +160,12 @@ def _refined(
     """Refined on so many samples after each other."""
     model = bench.model
     for size in sizes:
-        part = problem.part(0, size)
-        for at in least_squares(model.denoise, model.process, numbers, part, steps=steps):
-            numbers = at.numbers
+
+        def seen(at: Progress, size: int = size) -> None:
             say(f"  {size} noises, step {at.steps}: RMS {at.error:.5f}")
+
+        part = problem.part(0, size)
+        numbers = quasi_newton(
+            model.denoise, model.process, numbers, part, steps=steps, seen=seen
+        ).numbers
     return numbers

@@ -16,6 +16,10 @@ evaluations), so J^T J need not see every component of every sample: with direct
 own and E[v v^T] = 1, it is the mean of (J^T v)(J^T v)^T, and a few v a sample leave more
 equations than unknowns by far. J^T r is exact. What is saved is spent on more samples: errors have
 long tails, and a fit to few follows the worst of those.
+
+At the minimum r is not small, so J^T J is not the curvature there, and the steps of (1) creep. The
+last ones are therefore BFGS's (Nocedal and Wright, Numerical Optimization, section 6.1), which
+starts from (1)'s curvature and learns the rest from the slopes it meets.
 """
 
 import functools
@@ -25,12 +29,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.optimize import minimize
 
 from scorediff.counting import measured
 from scorediff.diffusion.process import Process
 from scorediff.solvers import StepTable, sample, sample_keys
 from scorediff.solvers.grid import DATA, nodes_at
-from scorediff.solvers.table import NOISE, looking_back
+from scorediff.solvers.table import NOISE, in_one_register
 from scorediff.types import Array, Cond, DenoiseFn
 
 _MARGIN = 1e-2  # of the range of log(alpha/sigma) that a start keeps from its ends
@@ -39,6 +44,9 @@ _TURN = 10**0.5  # ratio of one damping tried to the next
 _DAMPINGS = 1e-9, 1e4
 _EQUATIONS = 8  # for each number that is free: so many directions, over all samples,
 _DIRECTIONS = 2  # and at least so many of each
+_FLOOR = 1e-3  # of the curvature that BFGS starts from, in units in which its diagonal is 1
+_FLAT = 1e-3  # BFGS ends where no direction promises more than half the square of this share
+_HOPELESS = 1e6  # what stands for an infinite cost, times the first
 # The most that a place moves in a step: one that leaps to an end feels no slope there.
 _STRIDE = 0.5
 _AT_ONCE = 2**11  # components of x whose slopes one call takes: bounds a network's memory
@@ -64,9 +72,7 @@ class Numbers(NamedTuple):
     """A table of n rows as a search sees it: what may move, and what stays."""
 
     place: Array  # [n], logit of the share of the way from t_max to t_min in log(alpha/sigma)
-    e: Array  # [n, 3 + history], as in StepTable
-    b: Array  # [n, 3 + history]
-    keep: Array  # [n, 2]
+    e: Array  # [n, 3 + n], as in StepTable
     ends: Array  # [2], log(alpha/sigma) at t_max and t_min
     prior: Array  # [], sigma at t_max, from which sampling starts
 
@@ -80,7 +86,7 @@ class Progress(NamedTuple):
 
 
 def numbers_of(table: StepTable, process: Process) -> Numbers:
-    """A hand-made table without noise as a starting point."""
+    """A table without noise as a starting point."""
     first, last = nodes_at(process, np.array([process.t_max, process.t_min]))
     ends = np.clip([first.logsnr_half, last.logsnr_half], -_FARTHEST, _FARTHEST)
     n = table.nfe
@@ -88,13 +94,7 @@ def numbers_of(table: StepTable, process: Process) -> Numbers:
         logsnr_half = np.log(table.alpha[:n]) - np.log(table.sigma[:n])
     share = np.clip((logsnr_half - ends[0]) / (ends[1] - ends[0]), _MARGIN, 1 - _MARGIN)
     place = np.log(share) - np.log1p(-share)
-    table = looking_back(table, n)
-    return Numbers(place, table.e, table.b, table.keep, ends, np.array(first.sigma))
-
-
-def _uses_b(e: np.ndarray, b: np.ndarray) -> bool:
-    """Whether the second register is read, or written from the first or from the history."""
-    return bool(np.any(e[:, 1]) or np.any(b[:, 0]) or np.any(b[:, NOISE + 1 :]))
+    return Numbers(place, in_one_register(table).e, ends, np.array(first.sigma))
 
 
 def differentiable_table(numbers: Numbers, process: Process) -> StepTable:
@@ -103,15 +103,15 @@ def differentiable_table(numbers: Numbers, process: Process) -> StepTable:
     logsnr_half = low + (high - low) * jax.nn.sigmoid(numbers.place)
     ratios = jnp.exp(jnp.minimum(logsnr_half, 0)), jnp.exp(-jnp.maximum(logsnr_half, 0))
     t = process.when(*ratios)
-    m = process(t)
+    m, n = process(t), t.shape[0]
     return StepTable(
         t=jnp.append(t, DATA.t),
         alpha=jnp.append(m.alpha, DATA.alpha),
         sigma=jnp.append(m.sigma, DATA.sigma),
-        keep=numbers.keep,
+        keep=jnp.tile(jnp.array([0.0, 1.0]), (n, 1)),
         e=numbers.e,
-        b=numbers.b,
-        over=jnp.full_like(numbers.keep, jnp.nan),
+        b=jnp.zeros_like(numbers.e),
+        over=jnp.full((n, 2), jnp.nan),
         start=jnp.stack([m.sigma[0] / numbers.prior, jnp.zeros_like(m.sigma[0])]),
     )
 
@@ -170,6 +170,45 @@ def least_squares(
             return
 
 
+def quasi_newton(
+    denoise: DenoiseFn,
+    process: Process,
+    numbers: Numbers,
+    problem: Problem,
+    *,
+    steps: int,
+    seen: Callable[[Progress], None] = lambda progress: None,
+) -> Progress:
+    """At most `steps` steps of BFGS, each told to `seen`: where they end."""
+    free = _free(numbers)
+    square, _ = _normal_equations(denoise, process, numbers, free, problem)
+    units = _whitening(square)
+    first = _cost(denoise, process, numbers, problem)
+
+    def at(z: np.ndarray) -> Numbers:
+        return _move(numbers, free, units @ z)
+
+    def scaled(z: np.ndarray) -> tuple[float, np.ndarray]:
+        cost, slope = _cost_and_slope(denoise, process, at(z), free, problem)
+        if not np.isfinite(cost) or not np.isfinite(slope).all():
+            return _HOPELESS, np.zeros_like(z)
+        return cost / first, units.T @ slope / first
+
+    def after(k: int, z: np.ndarray, cost: float) -> Progress:
+        return Progress(k, (cost * first) ** 0.5, at(z))
+
+    path = []
+
+    def report(intermediate_result) -> None:  # scipy goes by the argument's name
+        path.append(after(len(path) + 1, intermediate_result.x, intermediate_result.fun))
+        seen(path[-1])
+
+    start = np.zeros(free.size)
+    options = {"maxiter": steps, "gtol": _FLAT}
+    end = minimize(scaled, start, jac=True, method="BFGS", callback=report, options=options)
+    return after(len(path), end.x, end.fun)
+
+
 def _best_damping(
     cost_at: Callable[[float], float], damping: float, limit: float
 ) -> tuple[float, float]:
@@ -190,15 +229,11 @@ def _best_damping(
 
 
 def _free(numbers: Numbers) -> np.ndarray:
-    """Where in (place, e, b), flattened, the numbers are that matter: history that exists by then,
-    and b where it is used."""
+    """Where in (place, e), flattened, the numbers are that matter: history that exists by then."""
     n, columns = numbers.e.shape
     column, row = np.arange(columns), np.arange(n)[:, None]
-    exists = (column != NOISE) & (column <= NOISE + 1 + row)  # at row k, k + 1 evaluations
-    uses_b = _uses_b(np.asarray(numbers.e), np.asarray(numbers.b))
-    exists &= (column != 1) | (uses_b & (row > 0))
-    moves = [np.ones(n, bool), exists, exists & uses_b & (row < n - 1)]
-    return np.flatnonzero(np.concatenate([part.ravel() for part in moves]))
+    exists = (column == 0) | ((column > NOISE) & (column <= NOISE + 1 + row))
+    return np.flatnonzero(np.concatenate([np.ones(n, bool), exists.ravel()]))
 
 
 def _stepped(
@@ -212,11 +247,9 @@ def _stepped(
 
 def _move(numbers: Numbers, free: Array, by: Array) -> Numbers:
     """`by` added to the numbers that are free."""
-    parts = numbers.place, numbers.e, numbers.b
-    flat = jnp.concatenate([jnp.ravel(part) for part in parts]).at[free].add(by)
-    pieces = jnp.split(flat, np.cumsum([part.size for part in parts])[:-1])
-    place, e, b = (new.reshape(old.shape) for new, old in zip(pieces, parts, strict=True))
-    return numbers._replace(place=place, e=e, b=b)
+    n = len(numbers.place)
+    flat = jnp.concatenate([numbers.place, jnp.ravel(numbers.e)]).at[free].add(by)
+    return numbers._replace(place=flat[:n], e=flat[n:].reshape(numbers.e.shape))
 
 
 def _solve(square: np.ndarray, slope: np.ndarray, damping: float) -> np.ndarray:
@@ -226,9 +259,29 @@ def _solve(square: np.ndarray, slope: np.ndarray, damping: float) -> np.ndarray:
     return -unit * np.linalg.solve(scaled, unit * slope)
 
 
+def _whitening(square: np.ndarray) -> np.ndarray:
+    """Coordinates in which J^T J, raised a little where it is flat, is the identity."""
+    unit = 1 / np.sqrt(np.maximum(np.diag(square), 1e-30))
+    values, vectors = np.linalg.eigh(square * unit[:, None] * unit)
+    return unit[:, None] * vectors / np.sqrt(np.maximum(values, 0) + _FLOOR)
+
+
 @_compiled
 def _residual(denoise: DenoiseFn, process: Process, numbers: Numbers, part: Problem) -> Array:
     return samples(denoise, differentiable_table(numbers, process), part) - part.target
+
+
+def _remade(denoise: DenoiseFn) -> DenoiseFn:
+    """`denoise` whose activations are made again on the way back: those of all rows would not fit.
+
+    Its evaluations are not counted.
+    """
+
+    @jax.checkpoint
+    def remade(x: Array, t: Array, cond: Cond) -> Array:
+        return measured(lambda: denoise(x, t, cond), x.shape[0])[0]
+
+    return remade
 
 
 @_compiled
@@ -242,16 +295,13 @@ def _slopes(
 ) -> tuple[Array, Array]:
     """J^T v of each sample and direction, [b, directions, free], and J^T r, [b, free]."""
 
-    # A row's activations are made again on the way back: rows times those would not fit.
-    @jax.checkpoint
-    def uncounted(x: Array, t: Array, cond: Cond) -> Array:
-        return measured(lambda: denoise(x, t, cond), x.shape[0])[0]
+    denoise = _remade(denoise)
 
     def of_one(one: Problem, v: Array) -> Array:
         one = jax.tree.map(lambda leaf: leaf[None], one)
 
         def residual(by: Array) -> Array:
-            return _residual(uncounted, process, _move(numbers, free, by), one).ravel()
+            return _residual(denoise, process, _move(numbers, free, by), one).ravel()
 
         r, pull = jax.vjp(residual, jnp.zeros(free.size, one.x.dtype))
         return jax.vmap(lambda w: pull(w)[0])(jnp.concatenate([v, r[None]]))
@@ -275,6 +325,29 @@ def _normal_equations(
         square += j.T @ j
         slope += r.sum(axis=0)
     return square / problem.target.size, slope / problem.target.size
+
+
+@_compiled
+def _square_sum(
+    denoise: DenoiseFn, process: Process, numbers: Numbers, free: Array, part: Problem
+) -> tuple[Array, Array]:
+    """The sum of r^2 and its slope [free]."""
+
+    def total(by: Array) -> Array:
+        return jnp.sum(_residual(_remade(denoise), process, _move(numbers, free, by), part) ** 2)
+
+    return jax.value_and_grad(total)(jnp.zeros(free.size, part.x.dtype))
+
+
+def _cost_and_slope(
+    denoise: DenoiseFn, process: Process, numbers: Numbers, free: np.ndarray, problem: Problem
+) -> tuple[float, np.ndarray]:
+    """The mean of r^2 and its slope [free], summed over the samples in float64."""
+    cost, slope = 0.0, np.zeros(free.size)
+    for part in _parts(problem, _AT_ONCE):
+        more, along = _square_sum(denoise, process, numbers, free, part)
+        cost, slope = cost + float(more), slope + np.asarray(along, np.float64)
+    return cost / problem.target.size, slope / problem.target.size
 
 
 def _directions(rng: np.random.Generator, samples: int, size: int, most: int) -> np.ndarray:

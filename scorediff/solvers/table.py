@@ -153,10 +153,32 @@ def noised_up(table: StepTable, high: Node, *, noise_scale: float = 1.0) -> Step
     return table._replace(e=e, over=over, **ends)
 
 
-def looking_back(table: StepTable, history: int) -> StepTable:
-    """The same table with room for a longer history, of which it makes no use."""
-    room = ((0, 0), (0, max(0, history - table.history)))
-    return table._replace(e=np.pad(table.e, room), b=np.pad(table.b, room))
+def in_one_register(table: StepTable) -> StepTable:
+    """The same table without noise, remembering every x0_hat and making no use of b.
+
+    Each evaluation point is a combination of the start and of every earlier x0_hat; each row takes
+    the share of the start from the point before. Raises ValueError for a table that adds noise, or
+    with a point before the last that has no share of the start.
+    """
+    n, columns = table.nfe, table.e.shape[1]
+    if table.start[1] or table.e[:, NOISE].any() or table.b[:, NOISE].any():
+        raise ValueError("in_one_register: the table adds noise")
+    unit = np.eye(n + 1)  # of the start and of each x0_hat
+    registers = np.zeros((columns, n + 1))
+    registers[0] = unit[0]
+    rows = np.zeros((n, NOISE + 1 + n))
+    for k in range(n):
+        before = registers[0].copy()
+        if not before[0]:
+            raise ValueError(f"in_one_register: row {k} has no share of the start")
+        kept = table.keep[k] @ np.stack([before, unit[k + 1]])
+        registers[NOISE + 1 :] = np.stack([kept, *registers[NOISE + 1 : -1]])
+        registers[0], registers[1] = table.e[k] @ registers, table.b[k] @ registers
+        rows[k, 0] = registers[0, 0] / before[0]
+        rest = registers[0] - rows[k, 0] * before
+        rows[k, NOISE + 1 : NOISE + 2 + k] = rest[k + 1 : 0 : -1]  # newest first
+    keep = np.tile([0.0, 1.0], (n, 1))
+    return table._replace(e=rows, b=np.zeros_like(rows), keep=keep)
 
 
 def marginal_before(table: StepTable) -> tuple[float, float]:

@@ -26,9 +26,17 @@ from scorediff.evaluation.solver_bench import (
 from scorediff.evaluation.solver_compare import compare, save_rows, text_table
 from scorediff.evaluation.solver_order import measure_orders, nominal_order, weak_error
 from scorediff.evaluation.solver_search import FOR_BEDS, Effort, search
-from scorediff.evaluation.table_search import least_squares, numbers_of, rms, samples, table_of
+from scorediff.evaluation.table_search import (
+    least_squares,
+    numbers_of,
+    quasi_newton,
+    rms,
+    samples,
+    table_of,
+)
 from scorediff.solvers import Sampler, ancestral, ddim, dpmpp_multistep, logsnr, quadratic
 from scorediff.solvers.found import found, read
+from scorediff.solvers.table import in_one_register
 
 pytestmark = pytest.mark.slow  # compilation; make test has no minute left for it
 
@@ -125,7 +133,7 @@ def test_a_bench_takes_noise_where_the_exact_flow_does(bench):
 def test_a_table_as_numbers_of_a_search_is_still_that_table(bench):
     """Within the range of noise levels that a search lets it have."""
     sampler = Sampler(solver=dpmpp_multistep, grid=quadratic, nfe=5, t_start=0.9, t_end=0.05)
-    table = sampler.table(PROCESS)
+    table = in_one_register(sampler.table(PROCESS))
     again = table_of(numbers_of(table, PROCESS), PROCESS)
     for name in ("alpha", "sigma", "e", "b", "keep"):
         # t is found from float32 log(alpha/sigma) here
@@ -148,8 +156,22 @@ def test_least_squares_only_ever_improve_and_start_with_the_hand_made_table(benc
     assert rms(here, problem.target) == pytest.approx(errors[-1], rel=1e-2)
 
 
+def test_bfgs_goes_on_where_least_squares_creep(bench):
+    problem = bench.problem(reference_table(PROCESS, 200), 64, seed=0)
+    table = Sampler(solver=dpmpp_multistep, grid=quadratic, nfe=3).table(PROCESS)
+    denoise, path = bench.model.denoise, []
+    *_, first = least_squares(denoise, PROCESS, numbers_of(table, PROCESS), problem, steps=4)
+    last = quasi_newton(denoise, PROCESS, first.numbers, problem, steps=12, seen=path.append)
+    assert [at.steps for at in path] == list(range(1, len(path) + 1))
+    errors = [first.error, *(at.error for at in path)]
+    assert errors == sorted(errors, reverse=True)
+    assert last.error == errors[-1] < errors[0]
+    here = samples(denoise, table_of(last.numbers, PROCESS), problem)
+    assert rms(here, problem.target) == pytest.approx(last.error, rel=1e-2)
+
+
 EFFORT = Effort(
-    fitted=512, held_back=512, ranked=512, tuned=0, tried=256, starts=1, steps=14, last_steps=3
+    fitted=8192, held_back=8192, ranked=512, tuned=0, tried=2048, starts=1, steps=14, last_steps=20
 )
 
 
@@ -170,7 +192,7 @@ def test_a_short_search_beats_the_hand_made_solvers_and_its_table_is_kept(bench,
     path = tmp_path / "best.json"
     path.write_text(outcome.found.to_json())
     table = Sampler(solver=functools.partial(found, path=str(path)), nfe=5).table(PROCESS)
-    held_back = bench.problem(reference_table(PROCESS, 200), 512, seed=1)
+    held_back = bench.problem(reference_table(PROCESS, 200), EFFORT.held_back, seed=1)
     assert bench.error(table, held_back) == pytest.approx(outcome.error, rel=1e-6)
     assert read(path).errors["found"] == outcome.error
     again = short(start=table)

@@ -40,8 +40,9 @@ from scorediff.solvers import (
 from scorediff.solvers.exponential import phi
 from scorediff.solvers.grid import upward
 from scorediff.solvers.moments import gaussian_moments, transport
-from scorediff.solvers.table import describe
+from scorediff.solvers.table import describe, in_one_register
 from tests.oracles import bed_a
+from tests.solvers.catalogue import DETERMINISTIC, ROWS
 from tests.solvers.test_order import PROCESSES, span
 
 MARGINAL_SOLVERS = {
@@ -109,6 +110,22 @@ def test_equivalent_solvers_are_equal(process):
     check_equal(ddim(grid), dpmpp_multistep(grid, order=1))
     check_equal(ddim(grid, eta=1.0), ancestral(grid))
     check_equal(euler_maruyama(grid, eta=0.0), euler(grid))
+
+
+@pytest.mark.parametrize("to_data", [True, False])
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_one_register_is_enough_for_every_solver_without_noise(name, to_data):
+    solver, _ = DETERMINISTIC[name]
+    table = Sampler(solver=solver, nfe=ROWS, to_data=to_data).table(VPLinear())
+    again = in_one_register(table)
+    assert not again.b.any()
+    assert again.e.shape == (table.nfe, 3 + table.nfe)
+    check_equal(again, table)
+
+
+def test_noise_does_not_fit_into_one_register():
+    with pytest.raises(ValueError, match="adds noise"):
+        in_one_register(ancestral(make_grid(VPLinear(), logsnr, 4)))
 
 
 def test_euler_on_flow_is_ddim():

@@ -34,7 +34,8 @@ class Effort:
     tuned: so many of the best hand-made ones also get tuned ends.
     starts: different solvers that the search goes out from, the best of each.
     steps: least-squares steps from each start, on the samples `tried`.
-    last_steps: of BFGS from the best, at most, on four times as many samples, and so on up to all.
+    last_steps: of L-BFGS from the best, at most, on four times as many samples again and again up
+      to all.
     """
 
     fitted: int = 2048

@@ -18,8 +18,8 @@ equations than unknowns by far. J^T r is exact. What is saved is spent on more s
 long tails, and a fit to few follows the worst of those.
 
 At the minimum r is not small, so J^T J is not the curvature there, and the steps of (1) creep. The
-last ones are therefore BFGS's (Nocedal and Wright, Numerical Optimization, section 6.1), which
-starts from (1)'s curvature and learns the rest from the slopes it meets.
+last ones are therefore L-BFGS's (Nocedal and Wright, Numerical Optimization, section 7.2), which
+starts from (1)'s curvature and learns the rest from the slopes it meets; it forgets none of them.
 """
 
 import functools
@@ -44,8 +44,9 @@ _TURN = 10**0.5  # ratio of one damping tried to the next
 _DAMPINGS = 1e-9, 1e4
 _EQUATIONS = 8  # for each number that is free: so many directions, over all samples,
 _DIRECTIONS = 2  # and at least so many of each
-_FLOOR = 1e-3  # of the curvature that BFGS starts from, in units in which its diagonal is 1
-_FLAT = 1e-3  # BFGS ends where no direction promises more than half the square of this share
+_FLOOR = 1e-3  # of the curvature that L-BFGS starts from, in units in which its diagonal is 1
+_GAINED = 1e-5  # L-BFGS ends with a step that makes the mean square less by a smaller share
+_TRIES = 8  # points at most that one of its steps tries: float32 costs have noise
 _HOPELESS = 1e6  # what stands for an infinite cost, times the first
 # The most that a place moves in a step: one that leaps to an end feels no slope there.
 _STRIDE = 0.5
@@ -179,11 +180,11 @@ def quasi_newton(
     steps: int,
     seen: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
-    """At most `steps` steps of BFGS, each told to `seen`: where they end."""
+    """At most `steps` steps of L-BFGS, each told to `seen`: where they end."""
     free = _free(numbers)
     square, _ = _normal_equations(denoise, process, numbers, free, problem)
-    units = _whitening(square)
     first = _cost(denoise, process, numbers, problem)
+    units = (first / 2) ** 0.5 * _whitening(square)  # so that the curvature of `scaled` is 1
 
     def at(z: np.ndarray) -> Numbers:
         return _move(numbers, free, units @ z)
@@ -204,8 +205,8 @@ def quasi_newton(
         seen(path[-1])
 
     start = np.zeros(free.size)
-    options = {"maxiter": steps, "gtol": _FLAT}
-    end = minimize(scaled, start, jac=True, method="BFGS", callback=report, options=options)
+    options = {"maxiter": steps, "maxcor": steps, "maxls": _TRIES, "ftol": _GAINED, "gtol": 0.0}
+    end = minimize(scaled, start, jac=True, method="L-BFGS-B", callback=report, options=options)
     return after(len(path), end.x, end.fun)
 
 

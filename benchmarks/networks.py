@@ -7,10 +7,15 @@ of the medians are printed: below 1, ours is the faster. On a GPU both compute i
 compiled, and the share of the device's peak is printed where --peak names it. Freed memory stays
 with the process, as in every command of ours; both sides gain by it.
 
+On CPUs our side has a device for each core and cuts the batch over them, as training does over any
+devices; PyTorch has a thread for each core. --devices=1 leaves the cores to XLA's own threads,
+which share out single operations: matrix products well, small convolutions not at all.
+
 Needs the extra "bench": pip install 'scorediff[bench]'
 """
 
 import argparse
+import os
 import platform
 import statistics
 import time
@@ -30,6 +35,13 @@ from scorediff.evaluation.describe import count_flops
 from scorediff.interop import formats
 from scorediff.memory import keep_memory
 from scorediff.models import DiT, UNet
+from scorediff.training.mesh import (
+    BATCH_AXES,
+    batch_sharding,
+    compiler_options,
+    make_mesh,
+    replicated,
+)
 
 CLASSES = 10
 WARM_UPS = 8  # measured: the heap takes new memory in up to four of the first runs
@@ -108,32 +120,39 @@ def random_params(network: nn.Module, inputs: Inputs) -> Any:
 
 
 def ours(network: nn.Module, params: Any, inputs: Inputs) -> Ours:
-    x, t, cond = jax.device_put((inputs.x, inputs.t, {"label": inputs.label}))
+    mesh = make_mesh()
+    everywhere, cut = replicated(mesh), batch_sharding(mesh)
+    specs = everywhere.spec, *[cut.spec] * 3
+    given = jax.device_put((inputs.x, inputs.t, {"label": inputs.label}), cut)
     optimizer = optax.adam(1e-4)
-    apply = jax.jit(network.apply)
+    apply = jax.jit(network.apply, out_shardings=cut)
 
-    def loss(params):
+    def loss(params, x, t, cond):
         return jnp.mean(network.apply({"params": params}, x, t, cond) ** 2)
 
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def update(params, state):
-        value, gradient = jax.value_and_grad(loss)(params)
+    @partial(jax.shard_map, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
+    def value_and_gradient(*args):
+        return jax.lax.pmean(jax.value_and_grad(loss)(*args), BATCH_AXES)
+
+    @partial(jax.jit, donate_argnums=(0, 1), compiler_options=compiler_options(mesh))
+    def update(params, state, *given):
+        value, gradient = value_and_gradient(params, *given)
         changes, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, changes), state, value
 
-    held = jax.device_put(params)
-    training = [jax.tree.map(jnp.copy, held), optimizer.init(held)]
+    held = jax.device_put(params, everywhere)
+    training = [jax.tree.map(jnp.copy, held), jax.jit(optimizer.init)(held)]
 
     def step():
-        *training[:], value = update(*training)
+        *training[:], value = update(*training, *given)
         return value.block_until_ready()
 
     def forward():
-        return apply({"params": held}, x, t, cond).block_until_ready()
+        return apply({"params": held}, *given).block_until_ready()
 
     flops = Side(
-        partial(count_flops, network.apply, {"params": held}, x, t, cond),
-        partial(count_flops, update, *training),
+        partial(count_flops, network.apply, {"params": held}, *given),
+        partial(count_flops, update, *training, *given),
     )
     return Ours(Side(forward, step), flops)
 
@@ -216,11 +235,14 @@ def main() -> None:
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--devices", type=int, help="of our side, on CPUs (one a core)")
     parser.add_argument("--peak", type=float, help="FLOP/s of the device in bfloat16")
     args = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", args.devices or len(os.sched_getaffinity(0)))
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     print(
-        f"{jax.devices()[0].device_kind}, {platform.machine()}, {torch.get_num_threads()} threads, "
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}, "
+        f"PyTorch with {torch.get_num_threads()} threads, "
         f"jax {jax.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}"
     )
     for name in args.networks.split(","):

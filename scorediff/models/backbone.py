@@ -25,6 +25,7 @@ from scorediff.models.attention import (
     split_heads,
 )
 from scorediff.models.blocks import XAVIER, ZEROS, check_common, check_positive, stacked
+from scorediff.models.dense import Dense
 from scorediff.models.embeddings import MAX_PERIOD, Conditioning, island
 from scorediff.models.patching import patch_sides, patchify, unpatchify
 from scorediff.models.rope import axial_angles, rotate
@@ -133,7 +134,7 @@ class BackboneBlock(nn.Module, kw_only=True):
         """Shift, scale and gate of every branch, side by side [b, width]."""
         if self.shared:
             return (c + self.param("own_modulation", ZEROS, (width,))).astype(self.dtype)
-        return nn.Dense(width, dtype=self.dtype, kernel_init=ZEROS, name="modulation")(c)
+        return Dense(width, dtype=self.dtype, kernel_init=ZEROS, name="modulation")(c)
 
     @nn.nowrap
     def attention(self, i: int) -> nn.Module:
@@ -249,7 +250,7 @@ class Backbone(nn.Module, kw_only=True):
         )
         c = nn.silu(condition(noise, cond))
         patches = patchify(x.astype(self.dtype), sides)
-        dense = nn.Dense(self.width, dtype=self.dtype, kernel_init=XAVIER, name="patch_in")
+        dense = Dense(self.width, dtype=self.dtype, kernel_init=XAVIER, name="patch_in")
         tokens = self.layers(dense(patches), c, *self.context(cond))
         features = math.prod(sides) * (self.out_channels or x.shape[-1])
         return unpatchify(self.read_out(tokens, c, features), sides)
@@ -302,9 +303,7 @@ class Backbone(nn.Module, kw_only=True):
     @nn.nowrap
     def steer(self, vectors: int, name: str, c: Array) -> Array:
         """`vectors` vectors of the tokens' width, linear in the condition and zero at the start."""
-        dense = nn.Dense(
-            vectors * self.width, dtype=island(self.dtype), kernel_init=ZEROS, name=name
-        )
+        dense = Dense(vectors * self.width, dtype=island(self.dtype), kernel_init=ZEROS, name=name)
         return dense(c)
 
     @nn.nowrap
@@ -313,4 +312,4 @@ class Backbone(nn.Module, kw_only=True):
         dtype = island(self.dtype)
         shift, scale = jnp.split(self.steer(2, "modulation_out", c), 2, axis=-1)
         h = rms_norm(tokens, "norm_out", dtype) * (1 + over(scale, tokens)) + over(shift, tokens)
-        return nn.Dense(features, dtype=dtype, kernel_init=ZEROS, name="patch_out")(h)
+        return Dense(features, dtype=dtype, kernel_init=ZEROS, name="patch_out")(h)

@@ -13,6 +13,7 @@ from flax import linen as nn
 from scorediff.errors import UserError, check_choice
 from scorediff.models.attention import SelfAttention
 from scorediff.models.blocks import XAVIER, check_computation, check_positive, stacked
+from scorediff.models.dense import Dense
 from scorediff.models.embeddings import island
 from scorediff.models.text import Encoded, check_tokens, closed
 from scorediff.types import Array
@@ -50,9 +51,9 @@ class CLIPLayer(nn.Module, kw_only=True):
         )
         x = x + attend(layer_norm(x, "norm_attention", self.epsilon, self.dtype), bias)
         h = layer_norm(x, "norm_mlp", self.epsilon, self.dtype)
-        h = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=XAVIER, name="mlp_in")(h)
+        h = Dense(self.hidden, dtype=self.dtype, kernel_init=XAVIER, name="mlp_in")(h)
         h = ACTIVATIONS[self.activation](h)
-        h = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=XAVIER, name="mlp_out")(h)
+        h = Dense(x.shape[-1], dtype=self.dtype, kernel_init=XAVIER, name="mlp_out")(h)
         return x + h, x + h
 
 
@@ -157,7 +158,7 @@ class CLIPText(nn.Module, kw_only=True):
         pooled = last[jnp.arange(ids.shape[0]), end]
         if self.projection is None:
             return pooled
-        return nn.Dense(
+        return Dense(
             self.projection,
             use_bias=False,
             dtype=last.dtype,

@@ -12,6 +12,7 @@ from flax import linen as nn
 from scorediff.errors import UserError, check_choice
 from scorediff.models import text_unet
 from scorediff.models.blocks import ZEROS, check_positive, conv3
+from scorediff.models.dense import Dense
 from scorediff.models.embeddings import given
 from scorediff.models.text_unet import TextUNet, Trunk
 from scorediff.types import Array, Cond
@@ -118,7 +119,7 @@ class ControlNet(Trunk, kw_only=True):
 
     @nn.nowrap
     def matrix(self, h: Array, name: str) -> Array:
-        return nn.Dense(h.shape[-1], dtype=self.dtype, kernel_init=ZEROS, name=name)(h)
+        return Dense(h.shape[-1], dtype=self.dtype, kernel_init=ZEROS, name=name)(h)
 
 
 class Controlled(nn.Module, kw_only=True):

@@ -24,6 +24,7 @@ from scorediff.models.blocks import (
     group_count,
     group_norm,
 )
+from scorediff.models.dense import Dense
 from scorediff.models.resample import downsample, upsample
 from scorediff.models.unet import Level, UNet
 from scorediff.types import Array
@@ -117,7 +118,7 @@ class MixedUNet(UNet, kw_only=True):
     def fed(self, h: Array, pyramid: Array, i: int) -> Array:
         """h with the halved image added, through a matrix."""
         name = f"down{i}_pyramid"
-        return h + nn.Dense(h.shape[-1], dtype=self.dtype, kernel_init=XAVIER, name=name)(pyramid)
+        return h + Dense(h.shape[-1], dtype=self.dtype, kernel_init=XAVIER, name=name)(pyramid)
 
     @nn.nowrap
     def decoded(

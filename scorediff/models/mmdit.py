@@ -15,6 +15,7 @@ from flax import linen as nn
 from scorediff.errors import UserError
 from scorediff.models.attention import SelfAttention, attend, head_norm, here, split_heads
 from scorediff.models.blocks import XAVIER, ZEROS, check_positive, checkpointed, stacked
+from scorediff.models.dense import Dense
 from scorediff.models.embeddings import Conditioning, given, island
 from scorediff.models.patches import check_patches, embed_patches, table_positions, unpatchify
 from scorediff.models.transformer import (
@@ -75,7 +76,7 @@ class JointBlock(nn.Module, kw_only=True):
     @nn.nowrap
     def steer(self, stream: str, c: Array, parts: int) -> list[Array]:
         """Shift, scale and gate of each branch, as far as `parts` goes."""
-        matrix = nn.Dense(
+        matrix = Dense(
             parts * c.shape[-1], dtype=self.dtype, kernel_init=ZEROS, name=f"{stream}_modulation"
         )
         return jnp.split(matrix(c), parts, axis=-1)
@@ -83,9 +84,7 @@ class JointBlock(nn.Module, kw_only=True):
     @nn.nowrap
     def queries(self, stream: str, h: Array) -> Array:
         """Queries, keys and values of one stream: [3, b, n, heads, d / heads]."""
-        matrix = nn.Dense(
-            3 * h.shape[-1], dtype=self.dtype, kernel_init=XAVIER, name=f"{stream}_qkv"
-        )
+        matrix = Dense(3 * h.shape[-1], dtype=self.dtype, kernel_init=XAVIER, name=f"{stream}_qkv")
         q, k, v = split_heads(matrix(h), 3, self.heads)
         if self.normalise:
             q = head_norm(f"{stream}_norm_q", self.dtype)(q)
@@ -116,7 +115,7 @@ class JointBlock(nn.Module, kw_only=True):
     @nn.nowrap
     def project(self, stream: str, h: Array) -> Array:
         """The matrix behind the joint attention."""
-        return nn.Dense(h.shape[-1], dtype=self.dtype, kernel_init=XAVIER, name=f"{stream}_out")(h)
+        return Dense(h.shape[-1], dtype=self.dtype, kernel_init=XAVIER, name=f"{stream}_out")(h)
 
     @nn.nowrap
     def feed(self, stream: str, x: Array, shift: Array, scale: Array, gate: Array) -> Array:
@@ -184,7 +183,7 @@ class MMDiT(nn.Module, kw_only=True):
         check_patches(self, x.shape)
         text = given(self, cond, "text", self.text_features).astype(self.dtype)
         c = nn.silu(self.condition(noise, given(self, cond, "pooled", self.pooled_features)))
-        streams = self.embed(x), nn.Dense(self.width, dtype=self.dtype, name="text_in")(text)
+        streams = self.embed(x), Dense(self.width, dtype=self.dtype, name="text_in")(text)
         for start, length in self.runs():
             streams, _ = self.layers(start, length)(streams, c)
         last = checkpointed(JointBlock, self.remat)
@@ -249,7 +248,7 @@ class MMDiT(nn.Module, kw_only=True):
     @nn.nowrap
     def image(self, tokens: Array, c: Array, shape: tuple[int, ...]) -> Array:
         """Modulated tokens through one matrix back to an image, in float32."""
-        modulation = nn.Dense(
+        modulation = Dense(
             2 * self.width, dtype=island(self.dtype), kernel_init=ZEROS, name="modulation"
         )
         shift, scale = jnp.split(modulation(c), 2, axis=-1)

@@ -25,6 +25,7 @@ from scorediff.models.blocks import (
     conv3,
     group_norm,
 )
+from scorediff.models.dense import Dense
 from scorediff.models.embeddings import island
 from scorediff.models.ncsnpp_parts import FilteredHalving, NoiseCondition
 from scorediff.models.resample import BOX, downsample, upsample
@@ -217,7 +218,7 @@ class NCSNpp(nn.Module, kw_only=True):
         name, width = f"down{level}_pyramid", h.shape[-1]
         if self.progressive_in == "skip":
             pyramid = downsample(pyramid, self.taps)
-            dense = nn.Dense(width, dtype=self.dtype, kernel_init=XAVIER, name=name)
+            dense = Dense(width, dtype=self.dtype, kernel_init=XAVIER, name=name)
             return h + dense(pyramid), pyramid
         if self.progressive_in == "residual":
             halve = FilteredHalving(features=width, taps=self.taps, dtype=self.dtype, name=name)

@@ -7,6 +7,7 @@ from flax import linen as nn
 from scorediff.errors import UserError
 from scorediff.models import patching
 from scorediff.models.blocks import XAVIER
+from scorediff.models.dense import Dense
 from scorediff.models.embeddings import frequencies
 from scorediff.types import Array
 
@@ -25,7 +26,7 @@ def unpatchify(tokens: Array, size: int, height: int, width: int) -> Array:
 
 def embed_patches(x: Array, size: int, width: int, dtype) -> Array:
     """Patches through one matrix, "patch_in": [b, h, w, c] -> [b, n, width]."""
-    dense = nn.Dense(width, dtype=dtype, kernel_init=XAVIER, name="patch_in")
+    dense = Dense(width, dtype=dtype, kernel_init=XAVIER, name="patch_in")
     return dense(patchify(x.astype(dtype), size))
 
 

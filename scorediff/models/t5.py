@@ -15,6 +15,7 @@ from flax import linen as nn
 from scorediff.errors import UserError, check_choice
 from scorediff.models.attention import attend, head_norm, here, split_heads
 from scorediff.models.blocks import XAVIER, check_computation, check_positive, stacked
+from scorediff.models.dense import Dense
 from scorediff.models.embeddings import island
 from scorediff.models.text import Encoded, check_tokens, closed
 from scorediff.types import Array
@@ -70,7 +71,7 @@ class T5Layer(nn.Module, kw_only=True):
 
     @nn.nowrap
     def dense(self, features: int, name: str) -> nn.Dense:
-        return nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=XAVIER, name=name)
+        return Dense(features, use_bias=False, dtype=self.dtype, kernel_init=XAVIER, name=name)
 
     @nn.nowrap
     def attention(self, x: Array, bias: Array) -> Array:

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from scorediff.models.attention import CrossAttention, SelfAttention
 from scorediff.models.blocks import XAVIER, ZEROS, group_norm, stacked
+from scorediff.models.dense import Dense
 from scorediff.types import Array
 
 MLP_RATIO = 4  # hidden width of the gated MLP over the width of a token
@@ -44,10 +45,10 @@ class TextBlock(nn.Module, kw_only=True):
         hidden channels times the exact GELU of the second."""
         width = x.shape[-1]
         hidden = 2 * MLP_RATIO * width
-        h = nn.Dense(hidden, dtype=self.dtype, kernel_init=XAVIER, name="mlp_in")(x)
+        h = Dense(hidden, dtype=self.dtype, kernel_init=XAVIER, name="mlp_in")(x)
         value, gate = jnp.split(h, 2, axis=-1)
         h = value * nn.gelu(gate, approximate=False)
-        return nn.Dense(width, dtype=self.dtype, kernel_init=XAVIER, name="mlp_out")(h)
+        return Dense(width, dtype=self.dtype, kernel_init=XAVIER, name="mlp_out")(h)
 
 
 class TextTransformer(nn.Module, kw_only=True):
@@ -70,9 +71,9 @@ class TextTransformer(nn.Module, kw_only=True):
         b, _, _, c = x.shape
         h = group_norm(c, self.dtype, "norm", groups=self.groups)(x).reshape(b, -1, c)
         inner = c // self.heads * self.heads
-        h = nn.Dense(inner, dtype=self.dtype, kernel_init=XAVIER, name="matrix_in")(h)
+        h = Dense(inner, dtype=self.dtype, kernel_init=XAVIER, name="matrix_in")(h)
         h, _ = self.layers()(h, text, bias)
-        h = nn.Dense(c, dtype=self.dtype, kernel_init=ZEROS, name="matrix_out")(h)
+        h = Dense(c, dtype=self.dtype, kernel_init=ZEROS, name="matrix_out")(h)
         return x + h.reshape(x.shape)
 
     @nn.nowrap

@@ -14,6 +14,7 @@ from flax import linen as nn
 from scorediff.errors import UserError
 from scorediff.models.attention import SelfAttention
 from scorediff.models.blocks import XAVIER, ZEROS, check_positive, checkpointed, conv3, stacked
+from scorediff.models.dense import Dense
 from scorediff.models.embeddings import given, island, sinusoid
 from scorediff.models.patches import check_patches, embed_patches, unpatchify
 from scorediff.models.transformer import NORMAL, check_transformer, mlp
@@ -50,7 +51,7 @@ class UViTBlock(nn.Module, kw_only=True):
         d = x.shape[-1]
         if skip is not None:
             joined = jnp.concatenate([x, skip], axis=-1)
-            x = nn.Dense(d, dtype=self.dtype, kernel_init=XAVIER, name="skip")(joined)
+            x = Dense(d, dtype=self.dtype, kernel_init=XAVIER, name="skip")(joined)
         attention = SelfAttention(
             heads=self.heads,
             qkv_bias=self.qkv_bias,
@@ -208,6 +209,6 @@ class UViT(nn.Module, kw_only=True):
         dtype, channels = island(self.dtype), self.out_channels or shape[-1]
         init = XAVIER if self.smooth else ZEROS
         features = self.patch_size**2 * channels
-        patches = nn.Dense(features, dtype=dtype, kernel_init=init, name="patch_out")(tokens)
+        patches = Dense(features, dtype=dtype, kernel_init=init, name="patch_out")(tokens)
         image = unpatchify(patches, self.patch_size, shape[1], shape[2])
         return conv3(channels, dtype, "conv_out", init=ZEROS)(image) if self.smooth else image

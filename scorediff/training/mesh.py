@@ -22,6 +22,10 @@ BATCH_AXES = ("data", "fsdp")
 AXES = (*BATCH_AXES, "tensor")
 UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
+# For programs that run often on CPUs. Without it XLA orders a program for concurrency that cores do
+# not have, and the memory in use grows (measured: DiT of 18 M parameters on two devices, 3 %).
+IN_ORDER = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+
 # (parameters or their shapes, sizes of the mesh's axes) -> how to cut those it knows, by their path
 Partition = Callable[[Params, Mapping[str, int]], Mapping[str, PartitionSpec]]
 # (path, shape) of a parameter -> how it is cut
@@ -53,6 +57,11 @@ def check_processes(mesh: Mesh) -> None:
             f"tensor={mesh.shape['tensor']} devices in a row belong to several processes, each of "
             "which reads other examples; tensor must divide the devices of one process"
         )
+
+
+def compiler_options(mesh: Mesh) -> Mapping[str, Any] | None:
+    """What the compiler is told of a training step: something on CPUs alone."""
+    return IN_ORDER if mesh.devices.flat[0].platform == "cpu" else None
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from scorediff.errors import UserError
-from scorediff.training.mesh import batch_sharding, batch_shares, replicated
+from scorediff.training.mesh import batch_sharding, batch_shares, compiler_options, replicated
 from scorediff.training.state import TrainState
 from scorediff.training.step import StepFn
 from scorediff.types import Batch, Key
@@ -43,6 +43,7 @@ def _jit_step(step: StepFn, mesh: Mesh, abstract: TrainState) -> StepFn:
         in_shardings=(shardings, cut, everywhere),
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
 
     def run(state: TrainState, batch: Batch, root_key: Key):

@@ -119,8 +119,8 @@ def random_params(network: nn.Module, inputs: Inputs) -> Any:
     return jax.tree.map(one, shapes)
 
 
-def ours(network: nn.Module, params: Any, inputs: Inputs) -> Ours:
-    mesh = make_mesh()
+def ours(network: nn.Module, params: Any, inputs: Inputs, device: str) -> Ours:
+    mesh = make_mesh(devices=jax.devices()[: None if device == "cpu" else 1])
     everywhere, cut = replicated(mesh), batch_sharding(mesh)
     specs = everywhere.spec, *[cut.spec] * 3
     given = jax.device_put((inputs.x, inputs.t, {"label": inputs.label}), cut)
@@ -193,6 +193,11 @@ def theirs(name: str, network: nn.Module, params: Any, inputs: Inputs, device: s
     return Side(forward, step)
 
 
+def cpu_devices(batch: int) -> int:
+    """One a core, or as many fewer as the batch divides into."""
+    return max(n for n in range(1, len(os.sched_getaffinity(0)) + 1) if batch % n == 0)
+
+
 def seconds(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
@@ -204,7 +209,7 @@ def compare(name: str, *, batch: int, repeats: int, device: str, peak: float | N
     inputs = draw(shape, batch)
     params = random_params(network, inputs)
     half = network.clone(dtype="bfloat16" if device == "cuda" else "float32")
-    mine = ours(half, params, inputs)
+    mine = ours(half, params, inputs, device)
     other = theirs(published, network, params, inputs, device)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     a, b = np.asarray(mine.side.forward()), other.forward().float().cpu().numpy()
@@ -238,7 +243,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, help="of our side, on CPUs (one a core)")
     parser.add_argument("--peak", type=float, help="FLOP/s of the device in bfloat16")
     args = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", args.devices or len(os.sched_getaffinity(0)))
+    jax.config.update("jax_num_cpu_devices", args.devices or cpu_devices(args.batch))
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     print(
         f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}, "

@@ -130,29 +130,35 @@ def ours(network: nn.Module, params: Any, inputs: Inputs, device: str) -> Ours:
     def loss(params, x, t, cond):
         return jnp.mean(network.apply({"params": params}, x, t, cond) ** 2)
 
-    @partial(jax.shard_map, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
-    def value_and_gradient(*args):
-        return jax.lax.pmean(jax.value_and_grad(loss)(*args), BATCH_AXES)
+    whole = jax.value_and_grad(loss)
 
-    @partial(jax.jit, donate_argnums=(0, 1), compiler_options=compiler_options(mesh))
-    def update(params, state, *given):
+    @partial(jax.shard_map, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
+    def shared_out(*args):
+        return jax.lax.pmean(whole(*args), BATCH_AXES)
+
+    def update(value_and_gradient, params, state, *given):
         value, gradient = value_and_gradient(params, *given)
         changes, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, changes), state, value
 
+    train = jax.jit(
+        partial(update, shared_out), donate_argnums=(0, 1), compiler_options=compiler_options(mesh)
+    )
     held = jax.device_put(params, everywhere)
     training = [jax.tree.map(jnp.copy, held), jax.jit(optimizer.init)(held)]
 
     def step():
-        *training[:], value = update(*training, *given)
+        *training[:], value = train(*training, *given)
         return value.block_until_ready()
 
     def forward():
         return apply({"params": held}, *given).block_until_ready()
 
+    # FLOPs are counted of the whole batch, on no mesh.
+    shapes = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
     flops = Side(
-        partial(count_flops, network.apply, {"params": held}, *given),
-        partial(count_flops, update, *training, *given),
+        partial(count_flops, network.apply, {"params": shapes(held)}, *shapes(given)),
+        partial(count_flops, partial(update, whole), *shapes(training), *shapes(given)),
     )
     return Ours(Side(forward, step), flops)
 
@@ -195,7 +201,7 @@ def theirs(name: str, network: nn.Module, params: Any, inputs: Inputs, device: s
 
 def cpu_devices(batch: int) -> int:
     """One a core, or as many fewer as the batch divides into."""
-    return max(n for n in range(1, len(os.sched_getaffinity(0)) + 1) if batch % n == 0)
+    return max(n for n in range(1, (os.cpu_count() or 1) + 1) if batch % n == 0)
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -243,6 +249,8 @@ def main() -> None:
     parser.add_argument("--devices", type=int, help="of our side, on CPUs (one a core)")
     parser.add_argument("--peak", type=float, help="FLOP/s of the device in bfloat16")
     args = parser.parse_args()
+    if args.devices is not None and (args.devices < 1 or args.batch % args.devices):
+        parser.error(f"--devices={args.devices} does not divide --batch={args.batch}")
     jax.config.update("jax_num_cpu_devices", args.devices or cpu_devices(args.batch))
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     print(

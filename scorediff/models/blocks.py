@@ -84,8 +84,8 @@ def apart(block: type[nn.Module]) -> type[nn.Module]:
     """`block` whose result is computed once, and not anew inside whatever reads it.
 
     Over several CPU devices, XLA merges the sums of all residual branches so far into each of their
-    readers, whose work then grows with the square of the depth (measured: half of a training step
-    of a DiT of 6 layers, jax 0.12).
+    readers, whose work then grows with the square of the depth (measured on the training step of a
+    DiT of 6 layers, jax 0.12: up to 116 arrays in one such loop, and 21 with this).
     """
 
     class Apart(block):

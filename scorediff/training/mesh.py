@@ -22,8 +22,8 @@ BATCH_AXES = ("data", "fsdp")
 AXES = (*BATCH_AXES, "tensor")
 UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
-# For programs that run often on CPUs. Without it XLA orders a program for concurrency that cores do
-# not have, and the memory in use grows (measured: DiT of 18 M parameters on two devices, 3 %).
+# XLA orders programs for CPUs so that independent operations can overlap, which two devices that
+# share two cores pay for (measured, a DiT's training step: 3.9 s, in order 2.7 s, on jax 0.10).
 IN_ORDER = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
 # (parameters or their shapes, sizes of the mesh's axes) -> how to cut those it knows, by their path
@@ -61,7 +61,11 @@ def check_processes(mesh: Mesh) -> None:
 
 def compiler_options(mesh: Mesh) -> Mapping[str, Any] | None:
     """What the compiler is told of a training step: something on CPUs alone."""
-    return IN_ORDER if mesh.devices.flat[0].platform == "cpu" else None
+    return IN_ORDER if _on_cpu(mesh) else None
+
+
+def _on_cpu(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "cpu"
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -131,6 +135,5 @@ def initialise(init: Callable[[Key], Any], key: Key, abstract: Any) -> Any:
     third of the time (measured: 6 against 22 s).
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    on_cpu = jax.tree.leaves(shardings)[0].mesh.devices.flat[0].platform == "cpu"
-    options = UNOPTIMISED if on_cpu else None
+    options = UNOPTIMISED if _on_cpu(jax.tree.leaves(shardings)[0].mesh) else None
     return jax.jit(init, out_shardings=shardings, compiler_options=options)(key)

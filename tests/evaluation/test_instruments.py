@@ -156,7 +156,7 @@ def test_least_squares_only_ever_improve_and_start_with_the_hand_made_table(benc
     assert rms(here, problem.target) == pytest.approx(errors[-1], rel=1e-2)
 
 
-def test_bfgs_goes_on_where_least_squares_creep(bench):
+def test_quasi_newton_steps_only_ever_improve_from_where_least_squares_stopped(bench):
     problem = bench.problem(reference_table(PROCESS, 200), 64, seed=0)
     table = Sampler(solver=dpmpp_multistep, grid=quadratic, nfe=3).table(PROCESS)
     denoise, path = bench.model.denoise, []

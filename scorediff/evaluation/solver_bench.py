@@ -198,10 +198,14 @@ def best_hand_made(
     problem: Problem,
     *,
     levels: Sequence[float] = (0.01, 0.02, 0.04, 0.08, 0.16),
-    tune: int = 8,
+    tune: int = 2,
 ) -> list[Candidate]:
-    """Hand-made solvers, the best first: all on all spacings, the best `tune` with tuned ends."""
+    """Hand-made solvers, the best first: all on all spacings, and each one's best `tune` of these
+    with tuned ends."""
     process = bench.model.process
     ranked = bench.measured(list(candidates(process, solvers, spacings, nfe)), problem)
-    more = [c for one in ranked[:tune] for c in tuned(one, process, levels)]
+    more = []
+    for name in solvers:
+        best = [candidate for candidate in ranked if candidate.name == name][:tune]
+        more += [c for one in best for c in tuned(one, process, levels)]
     return sorted([*ranked, *bench.measured(more, problem)], key=lambda c: c.error)

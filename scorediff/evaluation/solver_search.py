@@ -24,34 +24,44 @@ from scorediff.solvers.found import Found
 from scorediff.solvers.grid import Spacing
 from scorediff.solvers.sample import Solver
 
+_FINALISTS = 10  # hand-made settings, the best on fitted noises, measured on held-back ones
+
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
     """How much a search may spend.
 
     fitted, held_back: samples of the problem and of the last measurement.
-    ranked, tried: of the fitted ones, as many rank the hand-made solvers and choose a start.
-    tuned: so many of the best hand-made ones also get tuned ends.
-    starts: different solvers that the search goes out from, the best of each.
-    steps: least-squares steps from each start, on the samples `tried`.
-    last_steps: of L-BFGS from the best, at most, on four times as many samples again and again up
-      to all.
+    ranked: so many of the fitted ones rank the hand-made solvers.
+    tuned: so many settings of each solver, its best, also get tuned ends.
+    starts: different solvers that the search goes out from, the best of each. How good a solver is
+      says little of where a search from it ends.
+    tried, steps: least-squares steps from each start, and on how many samples.
+    kept: so many of the best of these make as many steps of L-BFGS on four times the samples.
+    last_steps: of L-BFGS at most, from the best of them on four times as many samples again and
+      again up to all.
     """
 
-    fitted: int = 2048
-    held_back: int = 1024
-    ranked: int = 64
-    tuned: int = 8
+    fitted: int = 8192
+    held_back: int = 4096
+    ranked: int = 128
+    tuned: int = 2
+    starts: int = 24
     tried: int = 128
-    starts: int = 2
     steps: int = 16
-    last_steps: int = 40
+    kept: int = 6
+    last_steps: int = 24
 
 
 FOR_RUNS = Effort()
-FOR_BEDS = Effort(
-    fitted=16384, held_back=16384, ranked=1024, tried=2048, starts=2, steps=25, last_steps=60
-)
+FOR_BEDS = Effort(fitted=16384, held_back=16384, ranked=1024, tried=1024, steps=25, last_steps=60)
+
+
+class _Try(NamedTuple):
+    """A hand-made solver, and what became of it."""
+
+    start: Candidate
+    numbers: Numbers
 
 
 class Outcome(NamedTuple):
@@ -92,15 +102,16 @@ def search(
         raise UserError(f"no solver without noise fits into nfe={nfe} on {model.process!r}")
     say(f"best hand-made of {len(ranked)}: {ranked[0]}, RMS {ranked[0].error:.5f}")
     if start is None:
-        first, begun = _best_start(bench, _starts(ranked, nfe, effort.starts), problem, effort, say)
-        sizes = _grown(effort.tried, effort.fitted)
+        begun, numbers = _best_start(bench, _starts(ranked, nfe), problem, effort, say)
+        sizes = _grown(4 * effort.tried, effort.fitted)
     else:
-        first, begun = numbers_of(start, model.process), "an earlier table"
+        begun, numbers = "an earlier table", numbers_of(start, model.process)
         sizes = [effort.fitted]
-    numbers = _refined(bench, first, problem, sizes, effort.last_steps, say)
+    for size in sizes:
+        numbers = _refined(bench, numbers, problem.part(0, size), effort.last_steps, say)
     table = table_of(numbers, model.process)
     held_back = bench.problem(reference, effort.held_back, seed=2 * seed + 1)
-    hand_made = bench.measured(ranked[:5], held_back)[0]
+    hand_made = bench.measured(ranked[:_FINALISTS], held_back)[0]
     error = bench.error(table, held_back)
     how = {
         "start": str(begun),
@@ -112,13 +123,15 @@ def search(
     return Outcome(kept, error, hand_made)
 
 
-def _starts(ranked: Sequence[Candidate], nfe: int, most: int) -> list[Candidate]:
+def _starts(ranked: Sequence[Candidate], nfe: int) -> list[Candidate]:
     """The best of each solver, those that use the whole budget."""
     best: dict[str, Candidate] = {}
     for candidate in ranked:
         if candidate.table.nfe == nfe:
             best.setdefault(candidate.name, candidate)
-    return list(best.values())[:most]
+    if not best:
+        raise UserError(f"no solver to start from spends just nfe={nfe}: {ranked[0].name} does not")
+    return list(best.values())
 
 
 def _best_start(
@@ -127,18 +140,49 @@ def _best_start(
     problem: Problem,
     effort: Effort,
     say: Callable[[str], None],
-) -> tuple[Numbers, Candidate]:
-    """Every start refined on a few samples; the one with the least error on all."""
-    model, few = bench.model, problem.part(0, effort.tried)
-    tried = []
-    for start in starts:
-        numbers = numbers_of(start.table, model.process)
-        *_, last = least_squares(model.denoise, model.process, numbers, few, steps=effort.steps)
-        error = bench.error(table_of(last.numbers, model.process), problem)
-        say(f"from {start}: RMS {error:.5f} after {last.steps} steps")
-        tried.append((error, len(tried), last.numbers, start))
-    _, _, numbers, start = min(tried)
-    return numbers, start
+) -> _Try:
+    """Every start refined on a few samples, the best of them on more, and of those the best."""
+    few, more = problem.part(0, effort.tried), problem.part(0, 4 * effort.tried)
+    tries = [_tried(bench, one, few, effort.steps, say) for one in starts[: effort.starts]]
+    quarter = problem.part(0, effort.fitted // 4)  # few would not tell: errors have long tails
+    kept = [
+        one._replace(numbers=_refined(bench, one.numbers, more, effort.steps, say))
+        for one in _best(bench, tries, quarter)[: effort.kept]
+    ]
+    return _best(bench, kept, problem)[0]
+
+
+def _best(bench: Bench, tries: Sequence[_Try], problem: Problem) -> list[_Try]:
+    """The best first; of those that met in one minimum, which the error tells, one is left."""
+    process, least = bench.model.process, {}
+    for one in tries:
+        error = bench.error(table_of(one.numbers, process), problem)
+        least.setdefault(float(f"{error:.3g}"), one)
+    return [least[error] for error in sorted(least)]
+
+
+def _tried(
+    bench: Bench, start: Candidate, few: Problem, steps: int, say: Callable[[str], None]
+) -> _Try:
+    """So many steps of least squares on a few samples."""
+    model = bench.model
+    numbers = numbers_of(start.table, model.process)
+    *_, last = least_squares(model.denoise, model.process, numbers, few, steps=steps)
+    say(f"from {start}: {last.steps} steps on {len(few)} noises, RMS {last.error:.5f}")
+    return _Try(start, last.numbers)
+
+
+def _refined(
+    bench: Bench, numbers: Numbers, problem: Problem, steps: int, say: Callable[[str], None]
+) -> Numbers:
+    """So many steps of L-BFGS on these samples."""
+    model = bench.model
+
+    def seen(at: Progress) -> None:
+        say(f"  {len(problem)} noises, step {at.steps}: RMS {at.error:.5f}")
+
+    last = quasi_newton(model.denoise, model.process, numbers, problem, steps=steps, seen=seen)
+    return last.numbers
 
 
 def _grown(size: int, most: int) -> list[int]:
@@ -148,25 +192,3 @@ def _grown(size: int, most: int) -> list[int]:
         size = min(4 * size, most)
         sizes.append(size)
     return sizes
-
-
-def _refined(
-    bench: Bench,
-    numbers: Numbers,
-    problem: Problem,
-    sizes: Sequence[int],
-    steps: int,
-    say: Callable[[str], None],
-) -> Numbers:
-    """Refined on so many samples after each other."""
-    model = bench.model
-    for size in sizes:
-
-        def seen(at: Progress, size: int = size) -> None:
-            say(f"  {size} noises, step {at.steps}: RMS {at.error:.5f}")
-
-        part = problem.part(0, size)
-        numbers = quasi_newton(
-            model.denoise, model.process, numbers, part, steps=steps, seen=seen
-        ).numbers
-    return numbers

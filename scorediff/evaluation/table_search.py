@@ -358,8 +358,9 @@ def _directions(rng: np.random.Generator, samples: int, size: int, most: int) ->
 
 
 def _cost(denoise: DenoiseFn, process: Process, numbers: Numbers, problem: Problem) -> float:
-    residual = np.asarray(_residual(denoise, process, numbers, problem), np.float64)
-    mean = float(np.mean(residual**2))
+    residuals = [_residual(denoise, process, numbers, p) for p in _parts(problem, _AT_ONCE)]
+    mean = sum(float(np.sum(np.square(r, dtype=np.float64))) for r in residuals)
+    mean /= problem.target.size
     return mean if np.isfinite(mean) else np.inf
 
 

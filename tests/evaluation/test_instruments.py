@@ -171,7 +171,7 @@ def test_quasi_newton_steps_only_ever_improve_from_where_least_squares_stopped(b
 
 
 EFFORT = Effort(
-    fitted=8192, held_back=8192, ranked=512, tuned=0, tried=2048, starts=1, steps=14, last_steps=20
+    fitted=8192, held_back=8192, ranked=512, tuned=0, tried=512, steps=14, kept=1, last_steps=20
 )
 
 
@@ -198,6 +198,19 @@ def test_a_short_search_beats_the_hand_made_solvers_and_its_table_is_kept(bench,
     again = short(start=table)
     assert again.error <= outcome.error * 1.01  # on noises that it was not fitted to
     assert again.found.how["start"] == "an earlier table"
+
+
+def test_a_search_that_no_solver_can_start_is_refused(bench):
+    """Four evaluations a step, and one for the last to data: 4 and 5 of the 6."""
+    with pytest.raises(UserError, match="spends just nfe=6: rk4 does not"):
+        search(
+            bench,
+            reference_table(PROCESS, 200),
+            names.parse_solvers("rk4"),
+            {"quadratic": quadratic},
+            6,
+            effort=Effort(fitted=64, ranked=64, tuned=0),
+        )
 
 
 def test_a_comparison_counts_guided_evaluations_and_compiles_once(tmp_path):

@@ -200,12 +200,13 @@ def best_hand_made(
     levels: Sequence[float] = (0.01, 0.02, 0.04, 0.08, 0.16),
     tune: int = 2,
 ) -> list[Candidate]:
-    """Hand-made solvers, the best first: all on all spacings, and each one's best `tune` of these
-    with tuned ends."""
+    """Hand-made solvers, the best first: all on all spacings, each on its best `tune` of these with
+    tuned ends too."""
     process = bench.model.process
     ranked = bench.measured(list(candidates(process, solvers, spacings, nfe)), problem)
     more = []
     for name in solvers:
-        best = [candidate for candidate in ranked if candidate.name == name][:tune]
-        more += [c for one in best for c in tuned(one, process, levels)]
+        best = {c.spacing: c for c in reversed(ranked) if c.name == name}  # of each spacing
+        for one in sorted(best.values(), key=lambda c: c.error)[:tune]:
+            more += tuned(one, process, levels)
     return sorted([*ranked, *bench.measured(more, problem)], key=lambda c: c.error)

@@ -33,7 +33,7 @@ class Effort:
 
     fitted, held_back: samples of the problem and of the last measurement.
     ranked: so many of the fitted ones rank the hand-made solvers.
-    tuned: so many settings of each solver, its best, also get tuned ends.
+    tuned: on so many spacings, its best, each solver also gets tuned ends.
     starts: different solvers that the search goes out from, the best of each. How good a solver is
       says little of where a search from it ends.
     tried, steps: least-squares steps from each start, and on how many samples.
@@ -49,7 +49,7 @@ class Effort:
     starts: int = 24
     tried: int = 128
     steps: int = 16
-    kept: int = 6
+    kept: int = 8
     last_steps: int = 24
 
 
@@ -157,7 +157,7 @@ def _best(bench: Bench, tries: Sequence[_Try], problem: Problem) -> list[_Try]:
     process, least = bench.model.process, {}
     for one in tries:
         error = bench.error(table_of(one.numbers, process), problem)
-        least.setdefault(float(f"{error:.3g}"), one)
+        least.setdefault(float(f"{error:.4g}"), one)
     return [least[error] for error in sorted(least)]
 
 

@@ -48,7 +48,10 @@ HAND_MADE = (
     "ipndm:order=2,ipndm:order=3,ipndm:order=4,lms:order=2,lms:order=3,lms:order=4,"
     "dpm_singlestep:order=2,dpm_singlestep_mixed:order=2,dpm_singlestep_mixed:order=3"
 )
-SPACINGS = "uniform,quadratic,logsnr,karras:rho=2,karras:rho=3,karras:rho=5,karras,karras:rho=12"
+SPACINGS = (
+    "uniform,quadratic,logsnr,beta,trigonometric,"
+    "karras:rho=2,karras:rho=3,karras:rho=5,karras,karras:rho=12"
+)
 """What a found table has to beat."""
 
 

@@ -4,36 +4,27 @@ The comparison is honest since both sides choose on one set of noises and are me
 the table is fitted and the hand-made solvers are ranked on the first.
 """
 
-import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from scorediff.errors import UserError
-from scorediff.evaluation.solver_bench import Bench, Candidate, best_hand_made, candidates
+from scorediff.evaluation.solver_bench import Bench, Candidate, best_hand_made
 from scorediff.evaluation.table_search import (
     Numbers,
     Problem,
     Progress,
     least_squares,
-    levels_of,
     numbers_of,
     quasi_newton,
     table_of,
 )
-from scorediff.solvers import StepTable, ipndm
+from scorediff.solvers import StepTable
 from scorediff.solvers.found import Found
 from scorediff.solvers.grid import Spacing
 from scorediff.solvers.sample import Solver
-from scorediff.solvers.spacing import listed
 
 _FINALISTS = 10  # hand-made settings, the best on fitted noises, measured on held-back ones
-# Drawn starts: of so many one is kept; their levels are so far from those of a hand-made solver, on
-# the scale of Numbers.place; and by what is at its ease on any levels.
-_DRAWS, _SPREAD, _ANY_LEVELS = 8, 0.5, functools.partial(ipndm, order=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +36,7 @@ class Effort:
     tuned: on so many spacings, its best, each solver also gets tuned ends.
     starts: different solvers that the search goes out from, the best of each. How good a solver is
       says little of where a search from it ends.
-    drawn: so many starts more, with levels drawn about those of the best hand-made solvers. Which
-      minimum a search falls into depends on its first levels above all.
-    tried, steps: least-squares steps from each start, and on how many samples; the worse half of
-      the starts makes half of them.
+    tried, steps: least-squares steps from each start, and on how many samples.
     kept: so many of the best of these make as many steps of L-BFGS on four times the samples.
     last_steps: of L-BFGS at most, from the best of them on four times as many samples again and
       again up to all.
@@ -59,7 +47,6 @@ class Effort:
     ranked: int = 128
     tuned: int = 2
     starts: int = 24
-    drawn: int = 24
     tried: int = 128
     steps: int = 16
     kept: int = 8
@@ -71,11 +58,10 @@ FOR_BEDS = Effort(fitted=16384, held_back=16384, ranked=1024, tried=1024, steps=
 
 
 class _Try(NamedTuple):
-    """A hand-made solver, and what became of it, with the error on what that was fitted to."""
+    """A hand-made solver, and what became of it."""
 
     start: Candidate
     numbers: Numbers
-    error: float = np.inf
 
 
 class Outcome(NamedTuple):
@@ -116,9 +102,7 @@ def search(
         raise UserError(f"no solver without noise fits into nfe={nfe} on {model.process!r}")
     say(f"best hand-made of {len(ranked)}: {ranked[0]}, RMS {ranked[0].error:.5f}")
     if start is None:
-        starts = _starts(ranked, nfe)[: effort.starts]
-        starts += _drawn(bench, starts, problem.part(0, effort.ranked), effort.drawn)
-        begun, numbers, _ = _best_start(bench, starts, problem, effort, say)
+        begun, numbers = _best_start(bench, _starts(ranked, nfe), problem, effort, say)
         sizes = _grown(4 * effort.tried, effort.fitted)
     else:
         begun, numbers = "an earlier table", numbers_of(start, model.process)
@@ -150,24 +134,6 @@ def _starts(ranked: Sequence[Candidate], nfe: int) -> list[Candidate]:
     return list(best.values())
 
 
-def _drawn(
-    bench: Bench, near: Sequence[Candidate], problem: Problem, count: int
-) -> list[Candidate]:
-    """The best `count` of many starts whose levels are drawn about those of the ones `near`."""
-    process, rng, made = bench.model.process, np.random.default_rng(0), []
-    for base in itertools.islice(itertools.cycle(near), _DRAWS * count):
-        numbers = numbers_of(base.table, process)
-        place = np.sort(numbers.place + _SPREAD * rng.standard_normal(len(numbers.place)))
-        levels = levels_of(numbers._replace(place=place)).tolist()
-        label = f"levels {', '.join(f'{level:.3g}' for level in levels)}"
-        for to_data in (True, False):  # which takes one node more
-            ends = levels if to_data else [*levels, levels[-1] / 10]
-            grid = functools.partial(listed, levels=tuple(ends))
-            solvers, spacings = {"ipndm:order=2": _ANY_LEVELS}, {label: grid}
-            made += candidates(process, solvers, spacings, base.table.nfe, ends=[(to_data, None)])
-    return bench.measured(made, problem)[:count]
-
-
 def _best_start(
     bench: Bench,
     starts: Sequence[Candidate],
@@ -176,11 +142,8 @@ def _best_start(
     say: Callable[[str], None],
 ) -> _Try:
     """Every start refined on a few samples, the best of them on more, and of those the best."""
-    model, few, more = bench.model, problem.part(0, effort.tried), problem.part(0, 4 * effort.tried)
-    tries = [_Try(start, numbers_of(start.table, model.process)) for start in starts]
-    tries = [_tried(bench, one, few, effort.steps // 2, say) for one in tries]
-    better = sorted(tries, key=lambda one: one.error)[: -(-len(tries) // 2)]
-    tries = [_tried(bench, one, few, effort.steps // 2, say) for one in better]
+    few, more = problem.part(0, effort.tried), problem.part(0, 4 * effort.tried)
+    tries = [_tried(bench, one, few, effort.steps, say) for one in starts[: effort.starts]]
     quarter = problem.part(0, effort.fitted // 4)  # few would not tell: errors have long tails
     kept = [
         one._replace(numbers=_refined(bench, one.numbers, more, effort.steps, say))
@@ -198,12 +161,15 @@ def _best(bench: Bench, tries: Sequence[_Try], problem: Problem) -> list[_Try]:
     return [least[error] for error in sorted(least)]
 
 
-def _tried(bench: Bench, one: _Try, few: Problem, steps: int, say: Callable[[str], None]) -> _Try:
-    """So many more steps of least squares on a few samples."""
+def _tried(
+    bench: Bench, start: Candidate, few: Problem, steps: int, say: Callable[[str], None]
+) -> _Try:
+    """So many steps of least squares on a few samples."""
     model = bench.model
-    *_, last = least_squares(model.denoise, model.process, one.numbers, few, steps=steps)
-    say(f"from {one.start}: {last.steps} steps on {len(few)} noises, RMS {last.error:.5f}")
-    return _Try(one.start, last.numbers, last.error)
+    numbers = numbers_of(start.table, model.process)
+    *_, last = least_squares(model.denoise, model.process, numbers, few, steps=steps)
+    say(f"from {start}: {last.steps} steps on {len(few)} noises, RMS {last.error:.5f}")
+    return _Try(start, last.numbers)
 
 
 def _refined(

@@ -29,7 +29,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
 from scipy.optimize import minimize
 
 from scorediff.counting import measured
@@ -97,12 +96,6 @@ def numbers_of(table: StepTable, process: Process) -> Numbers:
     share = np.clip((logsnr_half - ends[0]) / (ends[1] - ends[0]), _MARGIN, 1 - _MARGIN)
     place = np.log(share) - np.log1p(-share)
     return Numbers(place, in_one_register(table).e, ends, np.array(first.sigma))
-
-
-def levels_of(numbers: Numbers) -> np.ndarray:
-    """The noise level sigma/alpha of each row."""
-    low, high = numbers.ends
-    return np.exp(-(low + (high - low) * special.expit(numbers.place)))
 
 
 def differentiable_table(numbers: Numbers, process: Process) -> StepTable:

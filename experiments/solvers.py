@@ -148,8 +148,8 @@ def _search_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bed", help="A or B, instead of a run")
     parser.add_argument("--process", default="VPLinear", help="of the bed (VPLinear)")
     parser.add_argument("--nfe", type=_positive, default=8, help="rows of the table (8)")
-    parser.add_argument("--solvers", default=HAND_MADE, help="to start from and to beat")
-    parser.add_argument("--spacings", default=SPACINGS, help="to start from and to beat")
+    parser.add_argument("--solvers", default=HAND_MADE, help="to beat")
+    parser.add_argument("--spacings", default=SPACINGS, help="to beat")
     parser.add_argument("--reference", type=_positive, default=200, help="its evaluations (200)")
     parser.add_argument(
         "--start", metavar="FILE", help="an earlier table of so many rows to refine"

@@ -20,7 +20,7 @@ from scorediff.data.toy import ExactDistribution, Gaussian, GaussianMixture
 from scorediff.diffusion.process import Process
 from scorediff.errors import UserError
 from scorediff.evaluation.table_search import Problem, rms
-from scorediff.solvers import Sampler, StepTable, dpmpp_multistep, sample_keys
+from scorediff.solvers import Sampler, StepTable, dpmpp_multistep, sample, sample_keys
 from scorediff.solvers.grid import Spacing
 from scorediff.solvers.sample import Solver, sample_bounded
 from scorediff.solvers.spacing import logsnr, trigonometric
@@ -45,7 +45,9 @@ HAND_MADE = (
     "dpmpp_multistep:order=2:lower_order_final=false,"
     "dpmpp_multistep:order=3:lower_order_final=false,dpm_multistep:order=2,dpm_multistep:order=3,"
     "unipc:order=2,unipc:order=3,unipc:order=3:lower_order_final=false,deis:order=2,deis:order=3,"
-    "ipndm:order=2,ipndm:order=3,ipndm:order=4,lms:order=2,lms:order=3,lms:order=4,"
+    "ipndm:order=2,ipndm:order=3,ipndm:order=4,ipndm:order=2:extrapolate_to_data=true,"
+    "ipndm:order=3:extrapolate_to_data=true,unipc:order=1:variant=bh1:prediction=eps,"
+    "lms:order=2,lms:order=3,lms:order=4,"
     "dpm_singlestep:order=2,dpm_singlestep_mixed:order=2,dpm_singlestep_mixed:order=3"
 )
 SPACINGS = (
@@ -111,13 +113,27 @@ class Bench:
 
     def __call__(self, table: StepTable, x: Array, cond: Cond) -> np.ndarray:
         """Where the table takes x [n, *d]."""
-        padded, n = pad(table, self.rows), x.shape[0]
-        taken = []
+        padded, rows = pad(table, self.rows), table.nfe
+        return self._in_batches(lambda *part: self._run(padded, rows, *part), x, cond)
+
+    def points(self, table: StepTable, x: Array, cond: Cond) -> np.ndarray:
+        """Where the table evaluates on the way from x [n, *d], [nfe, n, *d]."""
+        points = self._in_batches(lambda *part: self._points(table, *part), x, cond)
+        return np.moveaxis(points, 1, 0)
+
+    def estimate(self, x: np.ndarray, t: float, cond: Cond) -> np.ndarray:
+        """x0_hat of x [n, *d] at one time."""
+        t = np.asarray(t, jnp.result_type(float))
+        return self._in_batches(lambda x, cond: self._estimate(x, t, cond), x, cond)
+
+    def _in_batches(self, run: Callable[..., Array], x: Array, cond: Cond) -> np.ndarray:
+        """run(x, cond) of `batch` samples at once."""
+        taken, n = [], x.shape[0]
         for start in range(0, n, self.batch):
             index = np.arange(start, start + self.batch) % n  # the last batch is filled up
             part = jax.tree.map(operator.itemgetter(index), (x, cond))
             part = jax.device_put(part, batch_sharding(make_mesh()))
-            taken.append(np.asarray(self._run(padded, table.nfe, *part))[: n - start])
+            taken.append(np.asarray(run(*part))[: n - start])
         return np.concatenate(taken)
 
     def calls(self, table: StepTable) -> float:
@@ -142,6 +158,21 @@ class Bench:
             return sample_bounded(self.model.denoise, table, rows, x, keys=keys, cond=cond)
 
         return run
+
+    @functools.cached_property
+    def _points(self):
+        @jax.jit
+        def points(table: StepTable, x: Array, cond: Cond) -> Array:
+            keys = sample_keys(jax.random.key(0), jnp.arange(x.shape[0]))
+            denoise, trace = self.model.denoise, operator.attrgetter("x")
+            seen = sample(denoise, table, x, keys=keys, cond=cond, trace=trace)[1]
+            return jnp.moveaxis(seen, 0, 1)
+
+        return points
+
+    @functools.cached_property
+    def _estimate(self):
+        return jax.jit(self.model.denoise)
 
     def problem(self, reference: StepTable, n: int, *, seed: int) -> Problem:
         """n noises of t_max and where the reference takes them."""

@@ -1,4 +1,5 @@
-"""The search of a better table: hand-made solvers ranked, the best refined, both held to new noise.
+"""The search of a better table: levels are drawn, the best tables refined, and measured on new
+noise beside the best hand-made solvers.
 
 The comparison is honest since both sides choose on one set of noises and are measured on another:
 the table is fitted and the hand-made solvers are ranked on the first.
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from scorediff.errors import UserError
+from scorediff.evaluation.path_fit import evolved, paths_of
 from scorediff.evaluation.solver_bench import Bench, Candidate, best_hand_made
 from scorediff.evaluation.table_search import (
     Numbers,
@@ -24,7 +26,7 @@ from scorediff.solvers.found import Found
 from scorediff.solvers.grid import Spacing
 from scorediff.solvers.sample import Solver
 
-_FINALISTS = 10  # hand-made settings, the best on fitted noises, measured on held-back ones
+_FINALISTS = 16  # hand-made settings, the best on fitted noises, measured on held-back ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,36 +34,30 @@ class Effort:
     """How much a search may spend.
 
     fitted, held_back: samples of the problem and of the last measurement.
-    ranked: so many of the fitted ones rank the hand-made solvers.
-    tuned: on so many spacings, its best, each solver also gets tuned ends.
-    starts: different solvers that the search goes out from, the best of each. How good a solver is
-      says little of where a search from it ends.
-    tried, steps: least-squares steps from each start, and on how many samples.
-    kept: so many of the best of these make as many steps of L-BFGS on four times the samples.
-    last_steps: of L-BFGS at most, from the best of them on four times as many samples again and
-      again up to all.
+    few: so many of the fitted ones rank the hand-made solvers, and judge levels.
+    tuned: on so many spacings, its best, each hand-made solver also gets tuned ends.
+    drawn, population, rounds: choices of levels drawn, and how many of them evolve how long.
+    starts: so many of what they become, the best on a quarter of all samples, are refined.
+    steps: of least squares for each of these, on twice the few.
+    kept: so many of the best of these make as many steps of L-BFGS on a quarter of all samples.
+    last_steps: of L-BFGS at most, for the best of them on all.
     """
 
     fitted: int = 8192
     held_back: int = 4096
-    ranked: int = 128
+    few: int = 128
     tuned: int = 2
-    starts: int = 24
-    tried: int = 128
-    steps: int = 16
-    kept: int = 8
-    last_steps: int = 24
+    drawn: int = 400
+    population: int = 50
+    rounds: int = 16
+    starts: int = 8
+    steps: int = 10
+    kept: int = 3
+    last_steps: int = 16
 
 
 FOR_RUNS = Effort()
-FOR_BEDS = Effort(fitted=16384, held_back=16384, ranked=1024, tried=1024, steps=25, last_steps=60)
-
-
-class _Try(NamedTuple):
-    """A hand-made solver, and what became of it."""
-
-    start: Candidate
-    numbers: Numbers
+FOR_BEDS = Effort(fitted=16384, held_back=16384, few=1024, steps=25, last_steps=60)
 
 
 class Outcome(NamedTuple):
@@ -95,26 +91,23 @@ def search(
     """
     model = bench.model
     problem = bench.problem(reference, effort.fitted, seed=2 * seed)
-    ranked = best_hand_made(
-        bench, solvers, spacings, nfe, problem.part(0, effort.ranked), tune=effort.tuned
-    )
+    few = problem.part(0, effort.few)
+    ranked = best_hand_made(bench, solvers, spacings, nfe, few, tune=effort.tuned)
     if not ranked:
         raise UserError(f"no solver without noise fits into nfe={nfe} on {model.process!r}")
     say(f"best hand-made of {len(ranked)}: {ranked[0]}, RMS {ranked[0].error:.5f}")
     if start is None:
-        begun, numbers = _best_start(bench, _starts(ranked, nfe), problem, effort, say)
-        sizes = _grown(4 * effort.tried, effort.fitted)
+        levels = _evolved(bench, reference, few, nfe, effort, seed, say)
+        numbers = _best_start(bench, levels, problem, effort, say)
     else:
-        begun, numbers = "an earlier table", numbers_of(start, model.process)
-        sizes = [effort.fitted]
-    for size in sizes:
-        numbers = _refined(bench, numbers, problem.part(0, size), effort.last_steps, say)
+        numbers = numbers_of(start, model.process)
+    numbers = _refined(bench, numbers, problem, effort.last_steps, say)
     table = table_of(numbers, model.process)
     held_back = bench.problem(reference, effort.held_back, seed=2 * seed + 1)
     hand_made = bench.measured(ranked[:_FINALISTS], held_back)[0]
     error = bench.error(table, held_back)
     how = {
-        "start": str(begun),
+        "start": "drawn levels" if start is None else "an earlier table",
         "fitted to": f"{effort.fitted} noises, {reference.nfe} evaluations as the reference",
         "best hand-made": str(hand_made),
     }
@@ -123,53 +116,62 @@ def search(
     return Outcome(kept, error, hand_made)
 
 
-def _starts(ranked: Sequence[Candidate], nfe: int) -> list[Candidate]:
-    """The best of each solver, those that use the whole budget."""
-    best: dict[str, Candidate] = {}
-    for candidate in ranked:
-        if candidate.table.nfe == nfe:
-            best.setdefault(candidate.name, candidate)
-    if not best:
-        raise UserError(f"no solver to start from spends just nfe={nfe}: {ranked[0].name} does not")
-    return list(best.values())
+def _evolved(
+    bench: Bench,
+    reference: StepTable,
+    few: Problem,
+    nfe: int,
+    effort: Effort,
+    seed: int,
+    say: Callable[[str], None],
+) -> list[Numbers]:
+    """Tables fitted to the reference's paths from a few noises, with levels that suit them."""
+    fits = evolved(
+        bench,
+        paths_of(bench, reference, few),
+        nfe,
+        drawn=effort.drawn,
+        population=effort.population,
+        rounds=effort.rounds,
+        seed=seed,
+    )
+    say(f"{len(fits)} choices of levels, the best fitted to {len(few)} paths: {fits[0].error:.5f}")
+    return [fit.numbers for fit in fits]
 
 
 def _best_start(
     bench: Bench,
-    starts: Sequence[Candidate],
+    tables: Sequence[Numbers],
     problem: Problem,
     effort: Effort,
     say: Callable[[str], None],
-) -> _Try:
-    """Every start refined on a few samples, the best of them on more, and of those the best."""
-    few, more = problem.part(0, effort.tried), problem.part(0, 4 * effort.tried)
-    tries = [_tried(bench, one, few, effort.steps, say) for one in starts[: effort.starts]]
-    quarter = problem.part(0, effort.fitted // 4)  # few would not tell: errors have long tails
+) -> Numbers:
+    """The best tables refined on some samples, the best of those on more, and of those the best."""
+    some, quarter = problem.part(0, 2 * effort.few), problem.part(0, effort.fitted // 4)
+    starts = _best(bench, tables, quarter)[: effort.starts]
+    tried = [_tried(bench, numbers, some, effort.steps, say) for numbers in starts]
     kept = [
-        one._replace(numbers=_refined(bench, one.numbers, more, effort.steps, say))
-        for one in _best(bench, tries, quarter)[: effort.kept]
+        _refined(bench, numbers, quarter, effort.steps, say)
+        for numbers in _best(bench, tried, quarter)[: effort.kept]
     ]
     return _best(bench, kept, problem)[0]
 
 
-def _best(bench: Bench, tries: Sequence[_Try], problem: Problem) -> list[_Try]:
-    """The best first; of those that met in one minimum, which the error tells, one is left."""
-    process, least = bench.model.process, {}
-    for one in tries:
-        error = bench.error(table_of(one.numbers, process), problem)
-        least.setdefault(float(f"{error:.4g}"), one)
-    return [least[error] for error in sorted(least)]
+def _best(bench: Bench, tables: Sequence[Numbers], problem: Problem) -> list[Numbers]:
+    """The best first."""
+    process = bench.model.process
+    return sorted(tables, key=lambda numbers: bench.error(table_of(numbers, process), problem))
 
 
 def _tried(
-    bench: Bench, start: Candidate, few: Problem, steps: int, say: Callable[[str], None]
-) -> _Try:
-    """So many steps of least squares on a few samples."""
+    bench: Bench, numbers: Numbers, some: Problem, steps: int, say: Callable[[str], None]
+) -> Numbers:
+    """So many steps of least squares on some samples."""
     model = bench.model
-    numbers = numbers_of(start.table, model.process)
-    *_, last = least_squares(model.denoise, model.process, numbers, few, steps=steps)
-    say(f"from {start}: {last.steps} steps on {len(few)} noises, RMS {last.error:.5f}")
-    return _Try(start, last.numbers)
+    path = list(least_squares(model.denoise, model.process, numbers, some, steps=steps))
+    errors = f"RMS {path[0].error:.5f} to {path[-1].error:.5f}"
+    say(f"  {len(some)} noises, {path[-1].steps} steps: {errors}")
+    return path[-1].numbers
 
 
 def _refined(
@@ -183,12 +185,3 @@ def _refined(
 
     last = quasi_newton(model.denoise, model.process, numbers, problem, steps=steps, seen=seen)
     return last.numbers
-
-
-def _grown(size: int, most: int) -> list[int]:
-    """Four times the size, and so on up to `most`."""
-    sizes = []
-    while size < most:
-        size = min(4 * size, most)
-        sizes.append(size)
-    return sizes

@@ -1,10 +1,10 @@
 """Better solvers by least squares: the numbers of a table, fitted to where the exact flow ends.
 
-A table is differentiable in its numbers, so a hand-made one can be a starting point. Two things are
-free: at which noise level each row asks the network, and every coefficient by which the registers
-follow, with a history of all rows: so each evaluation point may be any linear combination of the
-noise and every earlier x0_hat. The rows then need not keep the marginal of the level that the
-network is told, and the last step need not be x0_hat. With
+A table is differentiable in its numbers, so any can be a starting point. Two things are free: at
+which noise level each row asks the network, and every coefficient by which the registers follow,
+with a history of all rows: so each evaluation point may be any linear combination of the noise and
+every earlier x0_hat. The rows then need not keep the marginal of the level that the network is
+told, and the last step need not be x0_hat. With
 r(theta) the samples from shared noise less those of the reference, the mean of r^2 is minimised by
 Levenberg and Marquardt's damped Gauss-Newton step,
 
@@ -88,14 +88,23 @@ class Progress(NamedTuple):
 
 def numbers_of(table: StepTable, process: Process) -> Numbers:
     """A table without noise as a starting point."""
-    first, last = nodes_at(process, np.array([process.t_max, process.t_min]))
-    ends = np.clip([first.logsnr_half, last.logsnr_half], -_FARTHEST, _FARTHEST)
+    low, high = _ends(process)
     n = table.nfe
     with np.errstate(divide="ignore"):
         logsnr_half = np.log(table.alpha[:n]) - np.log(table.sigma[:n])
-    share = np.clip((logsnr_half - ends[0]) / (ends[1] - ends[0]), _MARGIN, 1 - _MARGIN)
-    place = np.log(share) - np.log1p(-share)
-    return Numbers(place, in_one_register(table).e, ends, np.array(first.sigma))
+    return numbers_at(process, (logsnr_half - low) / (high - low), in_one_register(table).e)
+
+
+def numbers_at(process: Process, share: np.ndarray, e: np.ndarray) -> Numbers:
+    """Rows [n, 3 + n] at shares [n] of the way from t_max to t_min in log(alpha/sigma)."""
+    share = np.clip(share, _MARGIN, 1 - _MARGIN)
+    prior = nodes_at(process, np.array([process.t_max]))[0].sigma
+    return Numbers(np.log(share) - np.log1p(-share), e, _ends(process), np.array(prior))
+
+
+def _ends(process: Process) -> np.ndarray:
+    nodes = nodes_at(process, np.array([process.t_max, process.t_min]))
+    return np.clip([node.logsnr_half for node in nodes], -_FARTHEST, _FARTHEST)
 
 
 def differentiable_table(numbers: Numbers, process: Process) -> StepTable:

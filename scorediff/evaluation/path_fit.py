@@ -20,8 +20,9 @@ from scorediff.evaluation.table_search import Numbers, Problem, numbers_at, rms,
 from scorediff.solvers import StepTable
 from scorediff.solvers.table import NOISE
 
-_FIRST = 0.0, 0.4  # shares of the way from t_max to t_min in log(alpha/sigma), between which the
-_LAST = 0.55, 0.9  # first and the last row are drawn: beyond them networks have little to say
+# Shares of the way from t_max to t_min in log(alpha/sigma) between which the first and the last row
+# are drawn. Beyond, x0_hat is near the mean of the data, or near x. Evolution may go there.
+_FIRST, _LAST = (0.0, 0.4), (0.55, 0.9)
 _APART = 0.02  # in some share, of choices that do not count as the same
 _SMALLEST = 1e-6  # singular value that counts, of the largest: x0_hats of near levels are alike
 

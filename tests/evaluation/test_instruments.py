@@ -217,14 +217,13 @@ def test_a_short_search_beats_the_hand_made_solvers_and_its_table_is_kept(bench,
 
 
 def test_a_search_with_nothing_to_beat_is_refused(bench):
-    """Four evaluations a step."""
-    with pytest.raises(UserError, match="no solver without noise fits into nfe=3"):
+    with pytest.raises(UserError, match="no solver without noise fits into nfe=5"):
         search(
             bench,
             reference_table(PROCESS, 200),
-            names.parse_solvers("rk4"),
+            names.parse_solvers("ancestral"),
             {"quadratic": quadratic},
-            3,
+            5,
             effort=Effort(fitted=64, few=64, tuned=0),
         )
 

@@ -67,7 +67,8 @@ def fitted(bench: Bench, paths: Paths, share: np.ndarray) -> Fit:
     process, problem = bench.model.process, paths.problem
     n, target = len(share), np.asarray(problem.target, np.float64)
     rows = np.zeros((n, NOISE + 1 + n))
-    nodes = table_of(numbers_at(process, share, rows), process)
+    numbers = numbers_at(process, share, rows)
+    nodes = table_of(numbers, process)
     e, history = nodes.start[0] * np.asarray(problem.x, np.float64), []
     for k in range(n):
         history.insert(0, bench.estimate(e, nodes.t[k], problem.cond))
@@ -76,7 +77,7 @@ def fitted(bench: Bench, paths: Paths, share: np.ndarray) -> Fit:
         by = np.linalg.lstsq(known, goal.ravel(), rcond=_SMALLEST)[0]
         rows[k, 0], rows[k, NOISE + 1 : NOISE + 2 + k] = by[0], by[1:]
         e = (known @ by).reshape(goal.shape)
-    return Fit(numbers_at(process, share, rows), rms(e, target))
+    return Fit(numbers._replace(e=rows), rms(e, target))
 
 
 def evolved(

@@ -84,7 +84,7 @@ def search(
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> Outcome:
-    """A table of exactly nfe rows to data, better than every hand-made one.
+    """A table of exactly nfe rows to data, and how it compares with the best hand-made one.
 
     With a `start`, say the table of an earlier search, that one is refined, on all samples at once.
     Raises UserError where no hand-made solver without noise fits.
@@ -97,8 +97,8 @@ def search(
         raise UserError(f"no solver without noise fits into nfe={nfe} on {model.process!r}")
     say(f"best hand-made of {len(ranked)}: {ranked[0]}, RMS {ranked[0].error:.5f}")
     if start is None:
-        levels = _evolved(bench, reference, few, nfe, effort, seed, say)
-        numbers = _best_start(bench, levels, problem, effort, say)
+        tables = _evolved(bench, reference, few, nfe, effort, seed, say)
+        numbers = _best_start(bench, tables, problem, effort, say)
     else:
         numbers = numbers_of(start, model.process)
     numbers = _refined(bench, numbers, problem, effort.last_steps, say)

@@ -4,9 +4,9 @@ A table is differentiable in its numbers, so any can be a starting point. Two th
 which noise level each row asks the network, and every coefficient by which the registers follow,
 with a history of all rows: so each evaluation point may be any linear combination of the noise and
 every earlier x0_hat. The rows then need not keep the marginal of the level that the network is
-told, and the last step need not be x0_hat. With
-r(theta) the samples from shared noise less those of the reference, the mean of r^2 is minimised by
-Levenberg and Marquardt's damped Gauss-Newton step,
+told, and the last step need not be x0_hat. With r(theta) the samples from shared noise less those
+of the reference, the mean of r^2 is minimised by Levenberg and Marquardt's damped Gauss-Newton
+step,
 
     (J^T J + mu diag(J^T J)) step = -J^T r,    J = dr/dtheta,                                   (1)
 

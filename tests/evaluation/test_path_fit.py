@@ -32,13 +32,14 @@ def paths(bench):
 
 @pytest.mark.parametrize("t", [0.9, 0.5, 0.2, 0.05])
 def test_paths_are_those_of_the_exact_flow_at_any_level_between(paths, t):
-    here, last = (m(PROCESS.host(np.array([at]))) for m in [pair] for at in (t, PROCESS.t_max))
-    exact = BEDS["A"].flow(np.asarray(paths.problem.x), last, here)
+    here, first = marginal(t), marginal(PROCESS.t_max)
+    exact = BEDS["A"].flow(np.asarray(paths.problem.x), first, here)
     np.testing.assert_allclose(paths.at(*here), exact, atol=3e-3 * here[1])
 
 
-def pair(marginal):
-    return float(marginal.alpha[0]), float(marginal.sigma[0])
+def marginal(t):
+    alpha, sigma, *_ = PROCESS.host(np.array([t]))
+    return float(alpha[0]), float(sigma[0])
 
 
 @pytest.mark.parametrize("process", [PROCESS, FlowMatching()], ids=lambda p: type(p).__name__)

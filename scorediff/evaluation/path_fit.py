@@ -16,7 +16,8 @@ import numpy as np
 from scipy.optimize import differential_evolution
 
 from scorediff.evaluation.solver_bench import Bench
-from scorediff.evaluation.table_search import Numbers, Problem, numbers_at, rms, table_of
+from scorediff.evaluation.table_numbers import Numbers, numbers_at, table_of
+from scorediff.evaluation.table_search import Problem, rms
 from scorediff.solvers import StepTable
 from scorediff.solvers.table import NOISE
 
@@ -66,6 +67,7 @@ def fitted(bench: Bench, paths: Paths, share: np.ndarray) -> Fit:
     """The table whose rows are at these shares [n] of the way in log(alpha/sigma), rising."""
     process, problem = bench.model.process, paths.problem
     n, target = len(share), np.asarray(problem.target, np.float64)
+    root = np.repeat(np.sqrt(np.asarray(problem.weight, np.float64)), target[0].size)
     rows = np.zeros((n, NOISE + 1 + n))
     numbers = numbers_at(process, share, rows)
     nodes = table_of(numbers, process)
@@ -74,10 +76,10 @@ def fitted(bench: Bench, paths: Paths, share: np.ndarray) -> Fit:
         history.insert(0, bench.estimate(e, nodes.t[k], problem.cond))
         goal = target if k == n - 1 else paths.at(nodes.alpha[k + 1], nodes.sigma[k + 1])
         known = np.stack([a.ravel() for a in (e, *history)], axis=1)
-        by = np.linalg.lstsq(known, goal.ravel(), rcond=_SMALLEST)[0]
+        by = np.linalg.lstsq(known * root[:, None], goal.ravel() * root, rcond=_SMALLEST)[0]
         rows[k, 0], rows[k, NOISE + 1 : NOISE + 2 + k] = by[0], by[1:]
         e = (known @ by).reshape(goal.shape)
-    return Fit(numbers._replace(e=rows), rms(e, target))
+    return Fit(numbers._replace(e=rows), rms(e, target, problem.weight))
 
 
 def evolved(

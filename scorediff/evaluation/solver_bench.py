@@ -179,11 +179,16 @@ class Bench:
         sigma = float(self.model.process.host(np.array([self.model.process.t_max])).sigma[0])
         noise = np.random.default_rng(seed).standard_normal((n, *self.model.shape))
         x, cond = jnp.asarray(sigma * noise, jnp.result_type(float)), self.model.cond(np.arange(n))
-        return Problem(x, cond, jnp.asarray(self(reference, x, cond)))
+        return Problem(x, cond, jnp.asarray(self(reference, x, cond)), jnp.ones(n))
 
     def error(self, table: StepTable, problem: Problem) -> float:
         """Root mean square distance from the reference."""
-        return rms(self(table, problem.x, problem.cond), problem.target)
+        return rms(self(table, problem.x, problem.cond), problem.target, problem.weight)
+
+    def square_errors(self, table: StepTable, problem: Problem) -> np.ndarray:
+        """Mean square distance of each sample [b] from the reference."""
+        off = self(table, problem.x, problem.cond) - np.asarray(problem.target, np.float64)
+        return np.mean(off.reshape(len(problem), -1) ** 2, axis=1)
 
     def measured(self, candidates: Sequence[Candidate], problem: Problem) -> list[Candidate]:
         """The candidates with their errors, the best first."""

@@ -1,12 +1,10 @@
 """Better solvers by least squares: the numbers of a table, fitted to where the exact flow ends.
 
-A table is differentiable in its numbers, so any can be a starting point. Two things are free: at
-which noise level each row asks the network, and every coefficient by which the registers follow,
-with a history of all rows: so each evaluation point may be any linear combination of the noise and
-every earlier x0_hat. The rows then need not keep the marginal of the level that the network is
-told, and the last step need not be x0_hat. With r(theta) the samples from shared noise less those
-of the reference, the mean of r^2 is minimised by Levenberg and Marquardt's damped Gauss-Newton
-step,
+A table is differentiable in its numbers (`table_numbers`), so any can be a starting point. Each
+evaluation point may be any linear combination of the noise and every earlier x0_hat: the rows need
+not keep the marginal of the level that the network is told, and the last need not end at x0_hat.
+With r(theta) the samples from shared noise less those of the reference, the mean r^2 is minimised
+by Levenberg and Marquardt's damped Gauss-Newton step,
 
     (J^T J + mu diag(J^T J)) step = -J^T r,    J = dr/dtheta,                                   (1)
 
@@ -33,13 +31,10 @@ from scipy.optimize import minimize
 
 from scorediff.counting import measured
 from scorediff.diffusion.process import Process
+from scorediff.evaluation.table_numbers import Numbers, differentiable_table, free_of, moved
 from scorediff.solvers import StepTable, sample, sample_keys
-from scorediff.solvers.grid import DATA, nodes_at
-from scorediff.solvers.table import NOISE, in_one_register
 from scorediff.types import Array, Cond, DenoiseFn
 
-_MARGIN = 1e-2  # of the range of log(alpha/sigma) that a start keeps from its ends
-_FARTHEST = 10.0  # what stands for log(alpha/sigma) = +-infinity at the ends
 _TURN = 10**0.5  # ratio of one damping tried to the next
 _DAMPINGS = 1e-9, 1e4
 _EQUATIONS = 8  # for each number that is free: so many directions, over all samples,
@@ -60,22 +55,39 @@ class Problem(NamedTuple):
     x: Array  # [b, *d]
     cond: Cond
     target: Array  # [b, *d]
+    weight: Array  # [b], of each sample's square error, 1 in the mean
 
     def part(self, start: int, stop: int) -> "Problem":
         """Some of them."""
         return jax.tree.map(lambda leaf: leaf[start:stop], self)
 
+    def drawn(self, share: np.ndarray, samples: int, *, seed: int) -> "Problem":
+        """So many, their chances in proportion to `share` [b]; weights keep means what they are.
+
+        With shares near those that samples have in a mean, few give nearly the mean of all.
+        """
+        chance, rng = _chances(share, samples), np.random.default_rng(seed)
+        order = rng.permutation(len(self))
+        ticks = rng.uniform() + np.arange(samples)  # systematic: nothing is drawn twice
+        found = np.searchsorted(np.cumsum(chance[order]), ticks)
+        index = np.sort(order[np.minimum(found, len(self) - 1)])
+        part = jax.tree.map(lambda leaf: leaf[index], self)
+        weight = np.asarray(part.weight) * samples / (len(self) * chance[index])
+        return Problem(part.x, part.cond, part.target, jnp.asarray(weight, part.weight.dtype))
+
     def __len__(self) -> int:
         return self.x.shape[0]
 
 
-class Numbers(NamedTuple):
-    """A table of n rows as a search sees it: what may move, and what stays."""
-
-    place: Array  # [n], logit of the share of the way from t_max to t_min in log(alpha/sigma)
-    e: Array  # [n, 3 + n], as in StepTable
-    ends: Array  # [2], log(alpha/sigma) at t_max and t_min
-    prior: Array  # [], sigma at t_max, from which sampling starts
+def _chances(share: np.ndarray, samples: int) -> np.ndarray:
+    """In proportion to `share`, but no larger than 1; their sum is the number of samples."""
+    certain = np.zeros(len(share), bool)
+    while True:
+        rest = samples - certain.sum()
+        chance = np.where(certain, 1.0, rest * share / share[~certain].sum())
+        if not (chance > 1).any():
+            return chance
+        certain |= chance > 1
 
 
 class Progress(NamedTuple):
@@ -84,58 +96,6 @@ class Progress(NamedTuple):
     steps: int
     error: float  # root mean square
     numbers: Numbers
-
-
-def numbers_of(table: StepTable, process: Process) -> Numbers:
-    """A table without noise as a starting point."""
-    low, high = _ends(process)
-    n = table.nfe
-    with np.errstate(divide="ignore"):
-        logsnr_half = np.log(table.alpha[:n]) - np.log(table.sigma[:n])
-    return numbers_at(process, (logsnr_half - low) / (high - low), in_one_register(table).e)
-
-
-def numbers_at(process: Process, share: np.ndarray, e: np.ndarray) -> Numbers:
-    """Rows [n, 3 + n] at shares [n] of the way from t_max to t_min in log(alpha/sigma)."""
-    share = np.clip(share, _MARGIN, 1 - _MARGIN)
-    prior = nodes_at(process, np.array([process.t_max]))[0].sigma
-    return Numbers(np.log(share) - np.log1p(-share), e, _ends(process), np.array(prior))
-
-
-def _ends(process: Process) -> np.ndarray:
-    nodes = nodes_at(process, np.array([process.t_max, process.t_min]))
-    return np.clip([node.logsnr_half for node in nodes], -_FARTHEST, _FARTHEST)
-
-
-def differentiable_table(numbers: Numbers, process: Process) -> StepTable:
-    """The table of these numbers, in JAX. Its start turns noise of t_max into its first level."""
-    low, high = numbers.ends
-    logsnr_half = low + (high - low) * jax.nn.sigmoid(numbers.place)
-    ratios = jnp.exp(jnp.minimum(logsnr_half, 0)), jnp.exp(-jnp.maximum(logsnr_half, 0))
-    t = process.when(*ratios)
-    m, n = process(t), t.shape[0]
-    return StepTable(
-        t=jnp.append(t, DATA.t),
-        alpha=jnp.append(m.alpha, DATA.alpha),
-        sigma=jnp.append(m.sigma, DATA.sigma),
-        keep=jnp.tile(jnp.array([0.0, 1.0]), (n, 1)),
-        e=numbers.e,
-        b=jnp.zeros_like(numbers.e),
-        over=jnp.full((n, 2), jnp.nan),
-        start=jnp.stack([m.sigma[0] / numbers.prior, jnp.zeros_like(m.sigma[0])]),
-    )
-
-
-def table_of(numbers: Numbers, process: Process) -> StepTable:
-    """The same in float64 NumPy, with the process at its times to the last digit."""
-    table = differentiable_table(numbers, process)
-    table = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), table)
-    nodes = [*nodes_at(process, table.t[:-1]), DATA]
-    return table._replace(
-        alpha=np.array([node.alpha for node in nodes]),
-        sigma=np.array([node.sigma for node in nodes]),
-        start=np.array([nodes[0].sigma / float(numbers.prior), 0.0]),
-    )
 
 
 def samples(denoise: DenoiseFn, table: StepTable, problem: Problem) -> Array:
@@ -160,15 +120,15 @@ def least_squares(
     helps creeps along curved valleys. Ends after `steps`, when no damping makes the error smaller,
     or when five steps in a row have made the mean square less by no more than the share `enough`.
     """
-    free = _free(numbers)
+    free = free_of(numbers)
     costs = [_cost(denoise, process, numbers, problem)]
     yield Progress(0, costs[0] ** 0.5, numbers)
     for step in range(1, steps + 1):
         square, slope = _normal_equations(denoise, process, numbers, free, problem)
 
         def cost_at(mu: float, start=numbers, square=square, slope=slope) -> float:
-            moved = _stepped(start, free, square, slope, mu)
-            return _cost(denoise, process, moved, problem)
+            there = _stepped(start, free, square, slope, mu)
+            return _cost(denoise, process, there, problem)
 
         cost, damping = _best_damping(cost_at, damping, costs[-1])
         if not cost < costs[-1]:
@@ -190,13 +150,13 @@ def quasi_newton(
     seen: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
     """At most `steps` steps of L-BFGS, each told to `seen`: where they end."""
-    free = _free(numbers)
+    free = free_of(numbers)
     square, _ = _normal_equations(denoise, process, numbers, free, problem)
     first = _cost(denoise, process, numbers, problem)
     units = (first / 2) ** 0.5 * _whitening(square)  # so that the curvature of `scaled` is 1
 
     def at(z: np.ndarray) -> Numbers:
-        return _move(numbers, free, units @ z)
+        return moved(numbers, free, units @ z)
 
     def scaled(z: np.ndarray) -> tuple[float, np.ndarray]:
         cost, slope = _cost_and_slope(denoise, process, at(z), free, problem)
@@ -238,28 +198,13 @@ def _best_damping(
     return cost_at(here), here
 
 
-def _free(numbers: Numbers) -> np.ndarray:
-    """Where in (place, e), flattened, the numbers are that matter: history that exists by then."""
-    n, columns = numbers.e.shape
-    column, row = np.arange(columns), np.arange(n)[:, None]
-    exists = (column == 0) | ((column > NOISE) & (column <= NOISE + 1 + row))
-    return np.flatnonzero(np.concatenate([np.ones(n, bool), exists.ravel()]))
-
-
 def _stepped(
     numbers: Numbers, free: np.ndarray, square: np.ndarray, slope: np.ndarray, damping: float
 ) -> Numbers:
     """The numbers after the step of equation (1), in which no place moves far."""
     by, places = _solve(square, slope, damping), len(numbers.place)
     by[:places] = np.clip(by[:places], -_STRIDE, _STRIDE)
-    return _move(numbers, free, by)
-
-
-def _move(numbers: Numbers, free: Array, by: Array) -> Numbers:
-    """`by` added to the numbers that are free."""
-    n = len(numbers.place)
-    flat = jnp.concatenate([numbers.place, jnp.ravel(numbers.e)]).at[free].add(by)
-    return numbers._replace(place=flat[:n], e=flat[n:].reshape(numbers.e.shape))
+    return moved(numbers, free, by)
 
 
 def _solve(square: np.ndarray, slope: np.ndarray, damping: float) -> np.ndarray:
@@ -278,7 +223,9 @@ def _whitening(square: np.ndarray) -> np.ndarray:
 
 @_compiled
 def _residual(denoise: DenoiseFn, process: Process, numbers: Numbers, part: Problem) -> Array:
-    return samples(denoise, differentiable_table(numbers, process), part) - part.target
+    """What its samples are off, times the root of each one's weight."""
+    off = samples(denoise, differentiable_table(numbers, process), part) - part.target
+    return off * jnp.sqrt(part.weight).reshape(-1, *[1] * (off.ndim - 1))
 
 
 def _remade(denoise: DenoiseFn) -> DenoiseFn:
@@ -311,7 +258,7 @@ def _slopes(
         one = jax.tree.map(lambda leaf: leaf[None], one)
 
         def residual(by: Array) -> Array:
-            return _residual(denoise, process, _move(numbers, free, by), one).ravel()
+            return _residual(denoise, process, moved(numbers, free, by), one).ravel()
 
         r, pull = jax.vjp(residual, jnp.zeros(free.size, one.x.dtype))
         return jax.vmap(lambda w: pull(w)[0])(jnp.concatenate([v, r[None]]))
@@ -344,7 +291,7 @@ def _square_sum(
     """The sum of r^2 and its slope [free]."""
 
     def total(by: Array) -> Array:
-        return jnp.sum(_residual(_remade(denoise), process, _move(numbers, free, by), part) ** 2)
+        return jnp.sum(_residual(_remade(denoise), process, moved(numbers, free, by), part) ** 2)
 
     return jax.value_and_grad(total)(jnp.zeros(free.size, part.x.dtype))
 
@@ -380,7 +327,12 @@ def _parts(problem: Problem, numbers_at_once: int) -> Iterator[Problem]:
     return (problem.part(start, start + size) for start in range(0, len(problem), size))
 
 
-def rms(values: Array, target: Array) -> float:
-    """Root mean square of the difference over samples and components; infinite if not finite."""
-    mean = float(np.mean((np.asarray(values, np.float64) - np.asarray(target, np.float64)) ** 2))
+def rms(values: Array, target: Array, weight: Array | None = None) -> float:
+    """Root mean square of the difference over samples and components; infinite if not finite.
+
+    weight: [b], of each sample's square.
+    """
+    squares = (np.asarray(values, np.float64) - np.asarray(target, np.float64)) ** 2
+    squares = np.mean(squares.reshape(len(squares), -1), axis=1)
+    mean = float(np.mean(squares if weight is None else squares * np.asarray(weight)))
     return mean**0.5 if np.isfinite(mean) else np.inf

@@ -26,13 +26,13 @@ from scorediff.evaluation.solver_bench import (
 from scorediff.evaluation.solver_compare import compare, save_rows, text_table
 from scorediff.evaluation.solver_order import measure_orders, nominal_order, weak_error
 from scorediff.evaluation.solver_search import FOR_BEDS, Effort, search
+from scorediff.evaluation.table_numbers import numbers_of, table_of
 from scorediff.evaluation.table_search import (
+    Problem,
     least_squares,
-    numbers_of,
     quasi_newton,
     rms,
     samples,
-    table_of,
 )
 from scorediff.solvers import Sampler, ancestral, ddim, dpmpp_multistep, logsnr, quadratic
 from scorediff.solvers.found import found, read
@@ -149,12 +149,16 @@ def test_a_table_as_numbers_of_a_search_is_still_that_table(bench):
     )
 
 
-@pytest.mark.slow
-def test_least_squares_only_ever_improve_and_start_with_the_hand_made_table(bench):
-    problem = bench.problem(reference_table(PROCESS, 200), 64, seed=0)
+def short_problem(bench):
+    """64 noises, and where to start."""
     table = Sampler(solver=dpmpp_multistep, grid=quadratic, nfe=3).table(PROCESS)
-    denoise = bench.model.denoise
-    path = list(least_squares(denoise, PROCESS, numbers_of(table, PROCESS), problem, steps=6))
+    problem = bench.problem(reference_table(PROCESS, 200), 64, seed=0)
+    return numbers_of(table, PROCESS), problem
+
+
+def test_least_squares_only_ever_improve_and_start_with_the_hand_made_table(bench):
+    (numbers, problem), denoise = short_problem(bench), bench.model.denoise
+    path = list(least_squares(denoise, PROCESS, numbers, problem, steps=6))
     errors = [at.error for at in path]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.9 * errors[0]
@@ -163,10 +167,9 @@ def test_least_squares_only_ever_improve_and_start_with_the_hand_made_table(benc
 
 
 def test_quasi_newton_steps_only_ever_improve_from_where_least_squares_stopped(bench):
-    problem = bench.problem(reference_table(PROCESS, 200), 64, seed=0)
-    table = Sampler(solver=dpmpp_multistep, grid=quadratic, nfe=3).table(PROCESS)
-    denoise, path = bench.model.denoise, []
-    *_, first = least_squares(denoise, PROCESS, numbers_of(table, PROCESS), problem, steps=4)
+    (numbers, problem), path = short_problem(bench), []
+    denoise = bench.model.denoise
+    *_, first = least_squares(denoise, PROCESS, numbers, problem, steps=4)
     last = quasi_newton(denoise, PROCESS, first.numbers, problem, steps=12, seen=path.append)
     assert [at.steps for at in path] == list(range(1, len(path) + 1))
     errors = [first.error, *(at.error for at in path)]
@@ -174,6 +177,41 @@ def test_quasi_newton_steps_only_ever_improve_from_where_least_squares_stopped(b
     assert last.error == errors[-1] < errors[0]
     here = samples(denoise, table_of(last.numbers, PROCESS), problem)
     assert rms(here, problem.target) == pytest.approx(last.error, rel=1e-2)
+
+
+def test_samples_of_twice_the_weight_count_as_two(bench):
+    """Half of them, with the others left out or without weight, are one problem."""
+    (numbers, problem), denoise = short_problem(bench), bench.model.denoise
+    some = problem.part(0, 32)
+    weight = jnp.where(jnp.arange(64) < 32, 2.0, 0.0)
+    weighted = Problem(problem.x, problem.cond, problem.target, weight)
+    left_out, without_weight = (
+        list(least_squares(denoise, PROCESS, numbers, part, steps=1)) for part in (some, weighted)
+    )
+    for one, other in zip(left_out, without_weight, strict=True):
+        assert one.error == pytest.approx(other.error, rel=1e-5)
+        np.testing.assert_allclose(one.numbers.e, other.numbers.e, rtol=1e-3, atol=1e-4)
+    half = rms(problem.x[:32], problem.target[:32])
+    assert rms(problem.x, problem.target, weight) == pytest.approx(half, rel=1e-6)
+
+
+@pytest.mark.parametrize("samples", [1, 20, 60])
+def test_samples_drawn_by_their_shares_have_the_mean_of_all(samples):
+    """Whatever is drawn: two of these are sure to be, and weigh less for it."""
+    squares = np.random.default_rng(0).exponential(size=64) * np.where(np.arange(64) < 2, 50, 1)
+    problem = Problem(jnp.arange(64), None, jnp.zeros(64), jnp.ones(64))
+    for seed in range(3):
+        part = problem.drawn(squares / squares.sum(), samples, seed=seed)
+        assert len(np.unique(part.x)) == len(part) == samples
+        mean = np.mean(squares[np.asarray(part.x)] * np.asarray(part.weight))
+        assert mean == pytest.approx(squares.mean(), rel=1e-5)
+
+
+def test_all_samples_drawn_are_the_problem():
+    problem = Problem(jnp.arange(8), None, jnp.zeros(8), jnp.ones(8))
+    part = problem.drawn(np.arange(1.0, 9.0) / 36, 8, seed=0)
+    assert part.x.tolist() == list(range(8))
+    np.testing.assert_allclose(part.weight, 1.0, rtol=1e-6)
 
 
 EFFORT = Effort(

@@ -7,7 +7,8 @@ from scorediff.data.toy import Gaussian
 from scorediff.diffusion import FlowMatching, VPLinear
 from scorediff.evaluation.path_fit import evolved, fitted, paths_of
 from scorediff.evaluation.solver_bench import BEDS, Bench, Model, bed_model, reference_table
-from scorediff.evaluation.table_search import differentiable_table, samples, table_of
+from scorediff.evaluation.table_numbers import differentiable_table, table_of
+from scorediff.evaluation.table_search import Problem, samples
 from scorediff.solvers import Sampler, dpmpp_multistep, logsnr
 
 pytestmark = pytest.mark.slow  # compilation; make test has no minute left for it
@@ -67,6 +68,15 @@ def test_coefficients_fitted_to_paths_beat_those_of_a_solver_at_its_own_levels(b
     ratio = np.log(table.alpha[:5] / table.sigma[:5])
     fit = fitted(bench, paths, (ratio - ratio[0]) / (ratio[-1] - ratio[0]))
     assert fit.error < bench.error(table, paths.problem)
+
+
+def test_a_fit_follows_the_weights(bench, paths):
+    share, problem = np.array([0.2, 0.5, 0.7]), paths.problem
+    weight = np.where(np.arange(64) < 32, 2.0, 0.0)
+    weighted = paths._replace(problem=Problem(problem.x, problem.cond, problem.target, weight))
+    half, same = fitted(bench, paths.part(32), share), fitted(bench, weighted, share)
+    assert same.error == pytest.approx(half.error, rel=1e-6)
+    np.testing.assert_allclose(same.numbers.e, half.numbers.e, rtol=1e-4, atol=1e-6)
 
 
 def test_evolution_keeps_the_best_first_and_improves_on_what_it_drew(bench, paths):

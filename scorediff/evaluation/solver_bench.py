@@ -185,11 +185,6 @@ class Bench:
         """Root mean square distance from the reference."""
         return rms(self(table, problem.x, problem.cond), problem.target, problem.weight)
 
-    def square_errors(self, table: StepTable, problem: Problem) -> np.ndarray:
-        """Mean square distance of each sample [b] from the reference."""
-        off = self(table, problem.x, problem.cond) - np.asarray(problem.target, np.float64)
-        return np.mean(off.reshape(len(problem), -1) ** 2, axis=1)
-
     def measured(self, candidates: Sequence[Candidate], problem: Problem) -> list[Candidate]:
         """The candidates with their errors, the best first."""
         found = [c._replace(error=self.error(c.table, problem)) for c in candidates]

@@ -15,7 +15,13 @@ from scorediff.errors import UserError
 from scorediff.evaluation.path_fit import evolved, paths_of
 from scorediff.evaluation.solver_bench import Bench, Candidate, best_hand_made
 from scorediff.evaluation.table_numbers import Numbers, numbers_of, table_of
-from scorediff.evaluation.table_search import Problem, Progress, least_squares, quasi_newton
+from scorediff.evaluation.table_search import (
+    Problem,
+    Progress,
+    least_squares,
+    quasi_newton,
+    square_errors,
+)
 from scorediff.solvers import StepTable
 from scorediff.solvers.found import Found
 from scorediff.solvers.grid import Spacing
@@ -88,15 +94,18 @@ def search(
     """
     model = bench.model
     problem = bench.problem(reference, effort.fitted, seed=2 * seed)
-    few = problem.part(0, effort.few)
-    ranked = best_hand_made(bench, solvers, spacings, nfe, few, tune=effort.tuned)
+    first = problem.part(0, effort.few)
+    ranked = best_hand_made(bench, solvers, spacings, nfe, first, tune=effort.tuned)
     if not ranked:
         raise UserError(f"no solver without noise fits into nfe={nfe} on {model.process!r}")
     say(f"best hand-made of {len(ranked)}: {ranked[0]}, RMS {ranked[0].error:.5f}")
-    refining = _Refining(bench, problem, _shares(bench, ranked[0].table, problem), effort, say)
+    refining = _Refining(bench, problem, effort, say)
     if start is None:
-        few = refining.part(effort.few)
-        numbers = refining.best_of(_evolved(bench, reference, few, nfe, effort, seed, say))
+        shares = _shares(bench, ranked[0].table, problem)
+        few = problem.drawn(shares, effort.few, seed=seed)
+        numbers = refining.best_of(
+            _evolved(bench, reference, few, nfe, effort, seed, say), shares, seed
+        )
     else:
         numbers = numbers_of(start, model.process)
     table = table_of(refining.quasi_newton(numbers, effort.last_steps, problem), model.process)
@@ -139,33 +148,32 @@ def _evolved(
 def _shares(bench: Bench, pilot: StepTable, problem: Problem) -> np.ndarray:
     """Of each sample in a mean square, about: that of a hand-made table, and something for all.
 
-    On the digits at 10 evaluations, one sample in a hundred has a quarter to a half of the mean
-    square of any table, and those are often the same. Drawn by these shares, few hold as much about
-    it as five times as many.
+    On the digits at 10 evaluations, one sample in a hundred had a fifth to a half of the mean
+    square of the tables looked at, often the same one. Drawn by these shares, few say as much of it
+    as four to seven times as many drawn evenly.
     """
-    squares = bench.square_errors(pilot, problem)
+    squares = square_errors(bench(pilot, problem.x, problem.cond), problem.target)
     return _EVENLY / len(squares) + (1 - _EVENLY) * squares / squares.sum()
 
 
 class _Refining(NamedTuple):
-    """Tables made better on parts of one problem, drawn by the shares of samples in its error."""
+    """Tables made better on a problem and on parts of it."""
 
     bench: Bench
     problem: Problem
-    shares: np.ndarray
     effort: Effort
     say: Callable[[str], None]
 
-    def part(self, samples: int) -> Problem:
-        return self.problem.drawn(self.shares, samples, seed=0)
+    def best_of(self, tables: Sequence[Numbers], shares: np.ndarray, seed: int) -> Numbers:
+        """All refined a little, the best more, and so on, on parts drawn by these shares.
 
-    def best_of(self, tables: Sequence[Numbers]) -> Numbers:
-        """All refined a little, the best more, and so on: where fitted levels lie says less of
-        where refining ends than its first steps do.
+        Where fitted levels lie says less of where refining ends than its first steps do.
         """
-        effort = self.effort
-        few, some = self.part(effort.few), self.part(2 * effort.few)
-        sixteenth, quarter = self.part(effort.fitted // 16), self.part(effort.fitted // 4)
+        effort, n = self.effort, self.effort.fitted
+        few, some, sixteenth, quarter = (
+            self.problem.drawn(shares, samples, seed=seed)
+            for samples in (effort.few, 2 * effort.few, n // 16, n // 4)
+        )
         tables = [self.least_squares(n, effort.first_steps, few) for n in tables]
         tables = self.sorted(tables, sixteenth)[: effort.starts]
         tables = [self.least_squares(n, effort.steps, some) for n in tables]

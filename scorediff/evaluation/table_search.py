@@ -84,7 +84,8 @@ def _chances(share: np.ndarray, samples: int) -> np.ndarray:
     certain = np.zeros(len(share), bool)
     while True:
         rest = samples - certain.sum()
-        chance = np.where(certain, 1.0, rest * share / share[~certain].sum())
+        chance = np.ones(len(share))
+        chance[~certain] = rest * share[~certain] / share[~certain].sum()
         if not (chance > 1).any():
             return chance
         certain |= chance > 1
@@ -327,12 +328,17 @@ def _parts(problem: Problem, numbers_at_once: int) -> Iterator[Problem]:
     return (problem.part(start, start + size) for start in range(0, len(problem), size))
 
 
+def square_errors(values: Array, target: Array) -> np.ndarray:
+    """Mean square of the difference over the components of each sample, [b]."""
+    squares = (np.asarray(values, np.float64) - np.asarray(target, np.float64)) ** 2
+    return np.mean(squares.reshape(len(squares), -1), axis=1)
+
+
 def rms(values: Array, target: Array, weight: Array | None = None) -> float:
     """Root mean square of the difference over samples and components; infinite if not finite.
 
     weight: [b], of each sample's square.
     """
-    squares = (np.asarray(values, np.float64) - np.asarray(target, np.float64)) ** 2
-    squares = np.mean(squares.reshape(len(squares), -1), axis=1)
+    squares = square_errors(values, target)
     mean = float(np.mean(squares if weight is None else squares * np.asarray(weight)))
     return mean**0.5 if np.isfinite(mean) else np.inf

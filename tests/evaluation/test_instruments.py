@@ -195,25 +195,6 @@ def test_samples_of_twice_the_weight_count_as_two(bench):
     assert rms(problem.x, problem.target, weight) == pytest.approx(half, rel=1e-6)
 
 
-@pytest.mark.parametrize("samples", [1, 20, 60])
-def test_samples_drawn_by_their_shares_have_the_mean_of_all(samples):
-    """Whatever is drawn: two of these are sure to be, and weigh less for it."""
-    squares = np.random.default_rng(0).exponential(size=64) * np.where(np.arange(64) < 2, 50, 1)
-    problem = Problem(jnp.arange(64), None, jnp.zeros(64), jnp.ones(64))
-    for seed in range(3):
-        part = problem.drawn(squares / squares.sum(), samples, seed=seed)
-        assert len(np.unique(part.x)) == len(part) == samples
-        mean = np.mean(squares[np.asarray(part.x)] * np.asarray(part.weight))
-        assert mean == pytest.approx(squares.mean(), rel=1e-5)
-
-
-def test_all_samples_drawn_are_the_problem():
-    problem = Problem(jnp.arange(8), None, jnp.zeros(8), jnp.ones(8))
-    part = problem.drawn(np.arange(1.0, 9.0) / 36, 8, seed=0)
-    assert part.x.tolist() == list(range(8))
-    np.testing.assert_allclose(part.weight, 1.0, rtol=1e-6)
-
-
 EFFORT = Effort(
     fitted=8192,
     held_back=8192,

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scorediff.counting import counted
 from scorediff.solvers.step_control import Adaptive, RungeKuttaRule, first_step, rms
@@ -24,8 +25,25 @@ Field = Callable[[Any, Array, Cond], Any]
 Slope = Callable[[Array, Any], Any]  # the field on the rising clock s
 Count = Callable[[Array], Array]  # network evaluations at s
 
+
+class _Interpolation(diffrax.Dopri5.interpolation_cls):
+    """diffrax's, its coefficients a new array whenever it is traced.
+
+    jax 0.10 keeps a numpy constant in the precision in which it first met that very array, so a
+    solve in float32 would leave later ones in float64 of the same process 1e-9 off.
+    """
+
+    @property
+    def c_mid(self) -> np.ndarray:
+        return np.array(super().c_mid)
+
+
+class _Dopri5(diffrax.Dopri5):
+    interpolation_cls = _Interpolation
+
+
 PAIRS = {  # in all of them a step's last stage is the next one's first
-    "dopri5": diffrax.Dopri5,
+    "dopri5": _Dopri5,
     "tsit5": diffrax.Tsit5,
     "bosh3": diffrax.Bosh3,
     "dopri8": diffrax.Dopri8,

@@ -12,7 +12,7 @@ from scorediff.data.toy import Gaussian
 from scorediff.diffusion import FlowMatching, VPLinear
 from scorediff.errors import UserError
 from scorediff.solvers.adaptive_dpm import dpm_adaptive
-from scorediff.solvers.adaptive_ode import adaptive_ode
+from scorediff.solvers.adaptive_ode import adaptive_ode, integrate
 from scorediff.solvers.step_control import (
     RUNGE_KUTTA_RULES,
     Attempt,
@@ -221,6 +221,29 @@ def test_counted_evaluations_are_the_calls_made(solve, options, fixed, attempt):
     # a network that returns NaN: steps shrink to nothing before the budget is spent
     broken = run(x * jnp.nan, 1e-3)
     assert not broken.finished[0] and broken.nfe[0] < 200
+
+
+def test_float64_is_exact_after_float32_in_one_process(x64):
+    """x = t^4, which a polynomial of degree four between the nodes holds exactly."""
+
+    @jax.jit
+    def quartic(x):
+        return integrate(
+            lambda x, t, cond: 4 * t**3 * jnp.ones_like(x),
+            x,
+            t_start=0.0,
+            t_end=1.0,
+            rtol=1e-3,
+            atol=1e-3,
+            control="torchdiffeq",
+            coupled=True,
+        )
+
+    with jax.enable_x64(False):
+        assert quartic(jnp.zeros((1, 1))).x.dtype == jnp.float32
+    out = quartic(jnp.zeros((1, 1)))
+    assert out.x.dtype == jnp.float64
+    np.testing.assert_allclose(out.x, 1.0, rtol=1e-13)
 
 
 # --- the rules

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from scorediff.errors import UserError
 from scorediff.evaluation.path_fit import evolved, paths_of
 from scorediff.evaluation.solver_bench import Bench, Candidate, best_hand_made
@@ -101,11 +99,9 @@ def search(
     say(f"best hand-made of {len(ranked)}: {ranked[0]}, RMS {ranked[0].error:.5f}")
     refining = _Refining(bench, problem, effort, say)
     if start is None:
-        shares = _shares(bench, ranked[0].table, problem)
-        few = problem.drawn(shares, effort.few, seed=seed)
-        numbers = refining.best_of(
-            _evolved(bench, reference, few, nfe, effort, seed, say), shares, seed
-        )
+        parts = _drawn(bench, ranked[0].table, problem, effort, seed)
+        tables = _evolved(bench, reference, parts.few, nfe, effort, seed, say)
+        numbers = refining.best_of(tables, parts)
     else:
         numbers = numbers_of(start, model.process)
     table = table_of(refining.quasi_newton(numbers, effort.last_steps, problem), model.process)
@@ -145,15 +141,26 @@ def _evolved(
     return [fit.numbers for fit in fits]
 
 
-def _shares(bench: Bench, pilot: StepTable, problem: Problem) -> np.ndarray:
-    """Of each sample in a mean square, about: that of a hand-made table, and something for all.
+class _Parts(NamedTuple):
+    """Some of a problem's samples: as many as `few`, twice that, and shares of all."""
+
+    few: Problem
+    some: Problem
+    sixteenth: Problem
+    quarter: Problem
+
+
+def _drawn(bench: Bench, pilot: StepTable, problem: Problem, effort: Effort, seed: int) -> _Parts:
+    """Drawn by about what each sample has of a mean square: its share of a hand-made table's.
 
     On the digits at 10 evaluations, one sample in a hundred had a fifth to a half of the mean
-    square of the tables looked at, often the same one. Drawn by these shares, few say as much of it
-    as four to seven times as many drawn evenly.
+    square of the tables looked at, often the same one. Drawn so, few say as much of it as four to
+    seven times as many drawn evenly.
     """
     squares = square_errors(bench(pilot, problem.x, problem.cond), problem.target)
-    return _EVENLY / len(squares) + (1 - _EVENLY) * squares / squares.sum()
+    shares = _EVENLY / len(squares) + (1 - _EVENLY) * squares / squares.sum()
+    sizes = effort.few, 2 * effort.few, effort.fitted // 16, effort.fitted // 4
+    return _Parts(*(problem.drawn(shares, size, seed=seed) for size in sizes))
 
 
 class _Refining(NamedTuple):
@@ -164,21 +171,17 @@ class _Refining(NamedTuple):
     effort: Effort
     say: Callable[[str], None]
 
-    def best_of(self, tables: Sequence[Numbers], shares: np.ndarray, seed: int) -> Numbers:
-        """All refined a little, the best more, and so on, on parts drawn by these shares.
+    def best_of(self, tables: Sequence[Numbers], parts: _Parts) -> Numbers:
+        """All refined a little, the best more, and so on.
 
         Where fitted levels lie says less of where refining ends than its first steps do.
         """
-        effort, n = self.effort, self.effort.fitted
-        few, some, sixteenth, quarter = (
-            self.problem.drawn(shares, samples, seed=seed)
-            for samples in (effort.few, 2 * effort.few, n // 16, n // 4)
-        )
-        tables = [self.least_squares(n, effort.first_steps, few) for n in tables]
-        tables = self.sorted(tables, sixteenth)[: effort.starts]
-        tables = [self.least_squares(n, effort.steps, some) for n in tables]
-        tables = self.sorted(tables, quarter)[: effort.kept]
-        tables = [self.quasi_newton(n, effort.steps, quarter) for n in tables]
+        effort = self.effort
+        tables = [self.least_squares(table, effort.first_steps, parts.few) for table in tables]
+        tables = self.sorted(tables, parts.sixteenth)[: effort.starts]
+        tables = [self.least_squares(table, effort.steps, parts.some) for table in tables]
+        tables = self.sorted(tables, parts.quarter)[: effort.kept]
+        tables = [self.quasi_newton(table, effort.steps, parts.quarter) for table in tables]
         return self.sorted(tables, self.problem)[0]
 
     def sorted(self, tables: Sequence[Numbers], part: Problem) -> list[Numbers]:

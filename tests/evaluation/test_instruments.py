@@ -316,7 +316,6 @@ def test_what_a_user_mistypes_is_one_clear_line(argv, message):
         command.main(argv)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("nfe", [5, 8, 10])
 def test_a_search_beats_every_hand_made_solver_twofold(nfe, x64):
     """Over all hand-made solvers, spacings and tuned ends, on noise that nothing was fitted to."""
